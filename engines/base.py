@@ -1,0 +1,182 @@
+"""The contract of every image encoder: pictures in, unit vectors out, whatever runs underneath."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .card import ModelCard
+from .errors import BackendError, ClipsightError, ModelError
+from .preparing import Image, Vectors, check_image, prepare
+
+T = TypeVar("T")
+E = TypeVar("E", bound="Engine")
+
+INPUT, OUTPUT = "pixel_values", "image_embeds"  # graph names, fixed for every model folder
+
+
+class Pending(Protocol):
+    """Vectors that are on their way."""
+
+    def result(self) -> Vectors:
+        """Wait for the n x dim unit rows; raise what the forward raised."""
+
+
+class Engine(ABC):
+    """An image encoder that is open: n pictures -> n x dim unit vectors.
+
+    May be opened in one thread, used in another and closed in a third; calls are serialized. Use it in a `with` block
+    or call `close()`.
+
+    name: the backend's. card: the model's. max_batch: pictures per forward; longer lists are split.
+    """
+
+    name: str = ""
+    max_batch: int = 32
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def encode(self, images: Sequence[Image]) -> Vectors:
+        """Encode H x W x 3 uint8 BGR pictures (sizes may differ) to float32 n x dim unit rows.
+
+        Raises `ImageError` for a picture of another form, `BackendError` when the forward fails or the engine is
+        closed.
+        """
+        return self.submit(images).result()
+
+    def submit(self, images: Sequence[Image]) -> Pending:
+        """Start encoding and return at once where the engine can; at most two calls are in flight.
+
+        The base runs the call here and now. Errors of the pictures are raised here, those of the forward by `result()`.
+        """
+        for image in images:
+            check_image(image)
+        done: Future[Vectors] = Future()
+        try:
+            with self._lock:
+                parts = [self._encode(images[i : i + self.max_batch]) for i in range(0, len(images), self.max_batch)]
+        except ClipsightError as error:
+            done.set_exception(error)
+        except Exception as error:  # a runtime's own error: the caller is told which backend and model it was
+            done.set_exception(BackendError(f"{self.name} failed on {self.card.id}: {first_line(error)}"))
+        else:
+            done.set_result(np.concatenate(parts) if parts else np.empty((0, self.card.dim), np.float32))
+        return done
+
+    def _encode(self, images: Sequence[Image]) -> Vectors:
+        if self._closed:
+            raise BackendError(f"{self.name}: the engine is closed; open it again")
+        embeds = np.asarray(self._run(images)[OUTPUT], np.float32)
+        if embeds.shape != (len(images), self.card.dim):
+            raise BackendError(
+                f"{self.name}: {OUTPUT} is {embeds.shape}, the card of {self.card.id} says "
+                f"{(len(images), self.card.dim)}; correct 'dim' in card.json or export the model anew"
+            )
+        norms = np.linalg.norm(embeds, axis=1, keepdims=True)
+        if not (np.isfinite(norms).all() and (norms > 0).all()):
+            raise BackendError(f"{self.name}: {self.card.id} gave NaN, infinite or zero vectors; try --precision fp32")
+        unit: Vectors = embeds / norms
+        return unit
+
+    @abstractmethod
+    def _run(self, images: Sequence[Image]) -> dict[str, NDArray[Any]]:
+        """The one hook: at most `max_batch` pictures -> the graph's outputs by name, `image_embeds` among them."""
+
+    def close(self) -> None:
+        """Free what the engine holds; harmless when repeated."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._release()
+
+    def _release(self) -> None:  # noqa: B027  an engine may have nothing to free
+        """Free the runtime's objects; called once."""
+
+    def __enter__(self: E) -> E:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class HostPrepared(Engine):
+    """An engine whose pictures are prepared here, by `prepare`; its hook is the forward alone.
+
+    With `background` the runtime is opened and run in a thread of its own at lower priority, and the runtime's pool,
+    made by that thread, inherits it: a display beside it keeps its rhythm.
+    """
+
+    def __init__(self, card: ModelCard, *, background: bool = False) -> None:
+        super().__init__(card)
+        self._worker = (
+            ThreadPoolExecutor(1, f"clipsight-{self.name}", initializer=lower_priority) if background else None
+        )
+
+    def _in_worker(self, work: Callable[[], T]) -> T:
+        return self._worker.submit(work).result() if self._worker else work()
+
+    def _run(self, images: Sequence[Image]) -> dict[str, NDArray[Any]]:
+        pixel_values = prepare(images, self.card)
+        return self._in_worker(lambda: self._forward(pixel_values))
+
+    @abstractmethod
+    def _forward(self, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """float32 n x 3 x S x S -> the graph's outputs by name."""
+
+    def _release(self) -> None:
+        if self._worker:
+            self._worker.shutdown()
+
+
+def lower_priority(nice: int = 10) -> None:
+    """Put the calling thread, and the threads it will start, behind others (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":  # there setpriority is per task; on other systems it would move the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+def default_threads(background: bool) -> int:
+    """Threads for a runtime's pool: every core, one fewer in the background where priority cannot be lowered."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - (background and sys.platform != "linux"))
+
+
+def graph_file(folder: Path, precision: str) -> Path:
+    """The ONNX file of a model folder that holds `precision`; raises `ModelError` where the folder lacks it."""
+    path = folder / ("image.fp16.onnx" if precision == "fp16" else "image.onnx")
+    if not path.is_file():
+        raise ModelError(f"{folder}: {path.name} is not there, so {precision} cannot be run; use --precision fp32")
+    return path
+
+
+def check_graph(path: Path, card: ModelCard, inputs: Mapping[str, Sequence[Any]], outputs: Sequence[str]) -> int | None:
+    """Hold a graph's names and input shape to the card; return its fixed batch, or None where the batch is free."""
+    if list(inputs) != [INPUT] or OUTPUT not in outputs:
+        raise ModelError(
+            f"{path}: takes {', '.join(inputs)} and gives {', '.join(outputs)}; "
+            f"rename them: it must take {INPUT} and give {OUTPUT}"
+        )
+    shape = list(inputs[INPUT])
+    fixed = [d if isinstance(d, int) else want for d, want in zip(shape[1:], (3, card.size, card.size), strict=False)]
+    if len(shape) != 4 or fixed != [3, card.size, card.size]:
+        raise ModelError(
+            f"{path}: takes {shape}, the card says N x 3 x {card.size} x {card.size}; correct 'size' in card.json"
+        )
+    return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,155 @@
+"""Point a camera at the world and see what it is looking at: python run_camera.py [SOURCE]."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipsight.stream import Recognizer, Sink, Source
+
+INSTALL = 'pip install -e ".[camera,onnx]"'
+PACKAGES = {"cv2": "opencv-python", "onnxruntime": "onnxruntime"}
+EXAMPLES = """
+examples:
+  run_camera.py demo                                    a scene that needs no camera and no download
+  run_camera.py demo --save demo.mp4                    the same, kept as a video
+  run_camera.py clip.mp4 --model FOLDER --labels bank.safetensors --save out.mp4 --results out.jsonl
+  run_camera.py 0 --model FOLDER --labels "cat, dog, cup"
+
+The model `demo` names the colors of cards and nothing else; the world needs a CLIP model folder.
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; exits with status 2 and one line where it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="run_camera.py",
+        description="See what a camera, a video or a folder of pictures shows, by names you choose.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", nargs="?", default="0", metavar="SOURCE", help="0 | 1 | /dev/video2 | clip.mp4 | picture | folder | demo")
+    add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx); default: demo's own, else ViT-B-16")
+    add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
+    add("--engine", default="auto", choices=("auto", "onnx", "openvino", "torch"), help="what runs the model (default: auto)")
+    add("--precision", default="auto", choices=("auto", "fp32", "fp16"))
+    add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU)")
+    add("--fit", choices=("crop", "squash", "pad"), help="how a frame becomes the model's square (default: as its card says)")
+    add("--top", type=_count, default=5, metavar="K", help="labels to show (default: 5)")
+    add("--size", type=_size, metavar="WxH", help="size to ask the camera for")
+    add("--fps", type=float, metavar="N", help="rate to ask the camera for")
+    add("--save", metavar="OUT.mp4", help="write the picture with what is drawn on it; sound and other streams are copied")
+    add("--results", metavar="OUT.jsonl", help="write the results, a line for each frame")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--live", action="store_true", help="play a file as a camera would: nothing waits, late frames are dropped")
+    how.add_argument("--every-frame", action="store_true", help="recognize every frame, however long it takes (files do so anyway)")
+    add("--no-window", action="store_true")
+    add("--quiet", action="store_true", help="say nothing but errors")
+    return parser.parse_args(argv)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 1280x720")
+    return int(width), int(height)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit status: 0 done, 1 a run that failed, 2 wrong use, 130 Ctrl-C."""
+    args = parse(argv)
+    try:
+        from clipsight.engines import ClipsightError
+    except ImportError:
+        print(f"clipsight is not installed here; run: {INSTALL}", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="clipsight: %(message)s", level=logging.ERROR if args.quiet else logging.INFO)
+    status = 2  # until everything is open it is the user's to mend; after that it is the run that failed
+    try:
+        with contextlib.ExitStack() as stack:
+            source, recognizer, sinks = open_all(args, stack)
+            status = 1
+            return run(args, source, recognizer, sinks)
+    except KeyboardInterrupt:
+        return 130
+    except ClipsightError as error:
+        print(f"clipsight: {error}", file=sys.stderr)
+    except ImportError as error:
+        package = PACKAGES.get(error.name or "", error.name)
+        print(f"clipsight: {package} is not installed; run: pip install {package}", file=sys.stderr)
+    return status
+
+
+def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Source, Recognizer, list[Sink]]:
+    """Open what the command line names, what costs least first; `stack` closes it."""
+    from clipsight.engines import SinkError, open_engine
+    from clipsight.labels import open_bank
+    from clipsight.stream import Recognizer, open_sink, open_source
+    from clipsight.stream.window import Window
+
+    demo = args.source == "demo"
+    args.live = args.live or (demo and not args.every_frame)
+    model = args.model or ("demo" if demo else "ViT-B-16")
+    source = stack.enter_context(open_source(args.source, size=args.size, fps=args.fps))
+    args.live = args.live or (source.live and not args.every_frame)
+    bank = open_bank(args.labels or ("demo" if model == "demo" else "everyday"), model)
+    outputs = [path for path in (args.save, args.results) if path]
+    sinks = [stack.enter_context(open_sink(path, like=source)) for path in outputs]
+    if not args.no_window:
+        try:
+            sinks.append(stack.enter_context(Window(f"clipsight: {source.name}")))
+        except SinkError as error:
+            if not outputs:
+                raise
+            logging.getLogger("clipsight").info("no window: %s", str(error).partition(";")[0])
+    elif not outputs:
+        raise SinkError("--no-window needs --save OUT.mp4 or --results OUT.jsonl: there would be nothing to see")
+    engine = open_engine(
+        model, args.engine, precision=args.precision, device=args.device, background=args.live, fit=args.fit
+    )
+    return source, Recognizer(stack.enter_context(engine), bank), sinks
+
+
+def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks: list[Sink]) -> int:
+    """Show and keep every result until the source ends or the window is closed; print what it came to."""
+    from clipsight.stream import draw, each, live
+    from clipsight.stream.report import Report
+    from clipsight.stream.window import Window
+
+    report = Report(source)
+    drawn = bool(args.save) or not args.no_window
+    running = live(source, recognizer) if args.live else None
+    try:
+        with contextlib.closing(running or each(source, recognizer)) as results:
+            buffer = None
+            for result in results:
+                new = report.add(result)
+                picture = result.frame.image
+                if drawn:
+                    same = buffer is not None and buffer.shape == picture.shape
+                    picture = buffer = draw(picture, result, out=buffer if same else None, top=args.top)
+                for sink in sinks:
+                    if new or isinstance(sink, Window):
+                        sink.write(picture, result)
+                if any(sink.finished for sink in sinks):
+                    break
+    finally:
+        if not args.quiet:
+            print("\n".join(report.lines() + (running.meter.summary().lines() if running else [])))
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

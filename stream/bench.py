@@ -1,0 +1,138 @@
+"""Does the display hold its rate beside the encoder? Minutes with it alternate with minutes without.
+
+A simulated camera is shown through the whole live path: capture, `live`, `draw`, and a JPEG of the drawn picture in the
+place of a screen. In the control minutes a recognizer that returns at once takes the encoder's place. Frame age is read
+out of the drawn picture (`simulated.read_clock`), at the moment it is finished.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..engines import Engine, Image
+from ..labels import LabelBank
+from .frame import Recognize
+from .meter import Quantiles
+from .overlay import draw
+from .recognizer import Recognizer
+from .running import live
+from .simulated import SimulatedCamera, read_clock
+
+_SETTLE = 2.0  # seconds at the start of a minute that are not counted: threads start, caches fill
+
+
+@dataclass
+class Phase:
+    """What was measured in the minutes of one kind; times in seconds."""
+
+    name: str
+    seconds: float = 0.0
+    intervals: list[float] = field(default_factory=list)
+    ages: list[float] = field(default_factory=list)
+    recognized: int = 0
+    dropped: int = 0
+
+    @property
+    def fps(self) -> float:
+        """Frames shown a second."""
+        return len(self.intervals) / self.seconds
+
+    @property
+    def over_50ms(self) -> int:
+        """Intervals longer than 50 ms."""
+        return sum(i > 0.05 for i in self.intervals)
+
+    def row(self) -> str:
+        """One line of the table."""
+        gap, age = Quantiles.of(self.intervals), Quantiles.of(self.ages)
+        return (
+            f"{self.name:9} {self.fps:6.2f}  {gap.p50:6.1f} {gap.p95:6.1f} {gap.p99:6.1f} {max(self.intervals) * 1e3:6.1f} "
+            f"{self.over_50ms:5}   {age.p50:6.1f} {age.p95:6.1f} {age.p99:6.1f}   {self.recognized / self.seconds:6.1f} "
+            f"{self.dropped:7}"
+        )
+
+
+HEADER = (
+    f"{'':9} {'shown':>6}  {'interval ms':>27} {'over':>5}   {'frame age ms':>20}   {'recog-':>6}\n"
+    f"{'':9} {'fps':>6}  {'p50':>6} {'p95':>6} {'p99':>6} {'max':>6} {'50 ms':>5}   {'p50':>6} {'p95':>6} {'p99':>6}   "
+    f"{'nized/s':>6} {'dropped':>7}"
+)
+
+
+def bench(
+    engine: Engine,
+    *,
+    labels: int,
+    size: tuple[int, int],
+    fps: int,
+    seconds: float,
+    rounds: int,
+    say: Callable[[str], None] = print,
+) -> tuple[Phase, Phase]:
+    """Measure (control, encoder) in turn, `rounds` times `seconds` each, and print a table and what it means.
+
+    labels: size of the bank (random vectors). size: width, height. Raises what the engine raises.
+    """
+    vectors = np.random.default_rng(0).standard_normal((labels, engine.card.dim), np.float32)
+    bank = LabelBank(tuple(f"label {i}" for i in range(labels)), vectors, engine.card.space)
+    recognizer = Recognizer(engine, bank)
+    answers = bank.score(vectors[:64])
+    at_once: Recognize = lambda frames: [answers[frame.index % 64] for frame in frames]  # noqa: E731
+    control, encoder = Phase("control"), Phase("encoder")
+    say(HEADER)
+    for _ in range(rounds):
+        for total, recognize in ((control, at_once), (encoder, recognizer)):
+            part = _minute(total.name, recognize, size, fps, seconds)
+            say(part.row())
+            total.seconds += part.seconds
+            total.intervals += part.intervals
+            total.ages += part.ages
+            total.recognized += part.recognized
+            total.dropped += part.dropped
+    say("together")
+    say(control.row())
+    say(encoder.row())
+    more = Quantiles.of(encoder.intervals).p99 - Quantiles.of(control.intervals).p99
+    say(f"p99 of the interval beside the encoder: {more:+.1f} ms against the control (promised: at most +2)")
+    say(f"intervals over 50 ms: {encoder.over_50ms} beside the encoder, {control.over_50ms} in the control")
+    return control, encoder
+
+
+def _minute(name: str, recognize: Recognize, size: tuple[int, int], fps: int, seconds: float) -> Phase:
+    import cv2
+
+    phase = Phase(name)
+    buffer: Image | None = None
+    last: float | None = None
+    began: float | None = None
+    recognized = dropped = 0
+    camera = SimulatedCamera(size, fps, seconds=seconds + _SETTLE)
+    with live(camera, recognize) as results:
+        started = time.perf_counter()
+        shown = -1
+        for result in results:
+            if result.frame.index == shown:
+                continue  # the last frame again, because no new one came
+            shown = result.frame.index
+            buffer = draw(result.frame.image, result, out=buffer)
+            cv2.imencode(".jpg", buffer, (cv2.IMWRITE_JPEG_QUALITY, 80))
+            now = time.perf_counter()
+            if now - started < _SETTLE:
+                continue
+            if last is None:
+                began = now
+                before = results.meter.summary()
+                recognized, dropped = before.recognized, before.dropped
+            else:
+                phase.intervals.append(now - last)
+                phase.ages.append(now - read_clock(buffer))
+            last = now
+        after = results.meter.summary()
+    phase.seconds = (last or 0.0) - (began or 0.0)
+    phase.recognized = after.recognized - recognized
+    phase.dropped = after.dropped - dropped
+    return phase

@@ -1,0 +1,46 @@
+"""Frames in, `Scores` out: an engine and a bank that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..engines import Box, Engine, SpaceMismatch, seen
+from ..labels import LabelBank, Scores
+from .frame import Frame
+
+
+class Recognizer:
+    """Scores frames against a bank. Its `bank` may be replaced while it runs, from any thread.
+
+    Any callable of the same form (frames in, as many `Scores` out) can stand in its place.
+    Raises `SpaceMismatch` for a bank of another embedding space than the engine's.
+    """
+
+    def __init__(self, engine: Engine, bank: LabelBank) -> None:
+        self.engine = engine
+        self.bank = bank
+
+    @property
+    def bank(self) -> LabelBank:
+        """The labels to score against."""
+        return self._bank
+
+    @bank.setter
+    def bank(self, bank: LabelBank) -> None:
+        card = self.engine.card
+        if bank.space != card.space or bank.dim != card.dim:
+            raise SpaceMismatch(
+                f"the labels are of space {bank.space} ({bank.dim} numbers), {card.id} is of {card.space} ({card.dim}); "
+                f"build them for it: python -m clipsight.labels build --model {card.id}"
+            )
+        self._bank = bank
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Scores]:
+        """n frames -> n `Scores`; raises what the engine raises."""
+        bank = self._bank  # one bank for the whole call, whoever replaces it meanwhile
+        return bank.score(self.engine.encode([frame.image for frame in frames]))
+
+    def seen(self, frame: Frame) -> Box:
+        """The part of the frame that the model sees, in pixels."""
+        height, width = frame.image.shape[:2]
+        return seen(height, width, self.engine.card)

@@ -1,0 +1,179 @@
+"""From a source and a recognizer to results: `each` (every frame, in order) and `live` (the newest frame wins)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+from ..engines import Box
+from ..labels import Scores
+from .frame import Figures, Frame, Recognize, Result, State
+from .handoff import Ended, Latest, ahead, join
+from .meter import Meter
+from .paced import Paced
+from .source import Source
+
+_REPEAT = 0.1  # seconds after which the last frame is given out again, so that a window goes on answering
+_STALLED = 1.0  # seconds without a frame after which a source counts as stalled
+_FIGURES = 0.25  # seconds between two sets of figures: faster than this nobody reads them
+
+
+def each(source: Source, recognize: Recognize, *, batch: int = 1) -> Iterator[Result]:
+    """Every frame of the source with its own scores, in order, nothing dropped: for files and folders.
+
+    batch: frames given to `recognize` at once (it pays on a GPU). Reading, recognizing and what the caller does with a
+    result overlap, a few frames apart. Errors of the source and of `recognize` are raised here after the results before
+    them. The source is closed at the end, however it comes.
+    """
+    results = ahead(_recognized(source, recognize, batch), max(2, batch))
+    try:
+        yield from results
+    finally:
+        results.close()
+        source.close()
+
+
+def _recognized(source: Source, recognize: Recognize, batch: int) -> Iterator[Result]:
+    frames = ahead(source, 2 * batch)
+    try:
+        for part in _batches(frames, batch):
+            for frame, scores in zip(part, recognize(part), strict=True):
+                yield Result(frame, scores, frame, scores.label, seen=_seen(recognize, frame))
+    finally:
+        frames.close()
+
+
+def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    part: list[Frame] = []
+    try:
+        for frame in frames:
+            part.append(frame)
+            if len(part) == size:
+                yield part
+                part = []
+    except Exception:
+        if part:
+            yield part  # the frames before a failure are still worth their results
+        raise
+    if part:
+        yield part
+
+
+def live(source: Source, recognize: Recognize) -> Live:
+    """Run a source in real time, see `Live`; one that is no camera is played at the pace of its own times."""
+    return Live(source if source.live else Paced(source), recognize)
+
+
+class Live:
+    """The newest frame wins: for cameras. It starts at once.
+
+    Capture and recognition each have a thread, the caller's thread shows; showing never waits for recognition. A context
+    manager and an iterable of `Result`: one as soon as a new frame is there, and at least one every 100 ms (then the last
+    frame again, its `state` "stalled" after a second without a new one). The iteration ends with the source.
+
+    An error of the source or of `recognize` is raised where the caller stands: in the iteration, or in `latest()`.
+    recognize: may be replaced while it runs. meter: the run in figures. The source is closed by `close()`.
+    """
+
+    def __init__(self, source: Source, recognize: Recognize) -> None:
+        self.recognize = recognize
+        self.meter = Meter()
+        self._source = source
+        self._frames: Latest[Frame] = Latest()  # capture -> the caller
+        self._todo: Latest[Frame] = Latest()  # capture -> recognition
+        self._scored: tuple[Frame, Scores] | None = None
+        self._stop = threading.Event()
+        self._figures: Figures | None = None
+        self._figures_at = 0.0
+        self._threads = [
+            threading.Thread(target=self._capture, name=f"clipsight-capture ({source.name})", daemon=True),
+            threading.Thread(target=self._work, name="clipsight-recognize", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _capture(self) -> None:
+        try:
+            for frame in self._source:
+                if self._stop.is_set():
+                    return
+                self._todo.put(frame)
+                self.meter.captured(dropped=self._frames.put(frame))
+            self._frames.end()
+        except Exception as error:
+            self._frames.end(error)
+        finally:
+            self._todo.end()
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    frame = self._todo.get(_REPEAT)
+                except TimeoutError:
+                    continue
+                (scores,) = self.recognize([frame])
+                self._scored = frame, scores
+                self.meter.recognized()
+        except Ended:
+            pass
+        except Exception as error:
+            self._frames.end(error)
+
+    def __iter__(self) -> Iterator[Result]:
+        last: Frame | None = None
+        while not self._stop.is_set():
+            try:
+                last = self._frames.get(_REPEAT)
+                fresh = True
+            except TimeoutError:
+                fresh = False
+            except Ended:
+                return
+            if last is not None:
+                result = self._result(last)
+                yield result
+                if fresh:
+                    self.meter.shown(result)  # the caller is back: it is on the screen
+
+    def latest(self) -> Result | None:
+        """The newest frame with the newest scores, at once; None before the first. For hosts with a render loop of their own.
+
+        Raises the error of the source or of `recognize`, once there is one.
+        """
+        frame = self._frames.peek()
+        self._frames.check()
+        return None if frame is None else self._result(frame)
+
+    def _result(self, frame: Frame) -> Result:
+        now = time.perf_counter()
+        if now - self._figures_at > _FIGURES:
+            self._figures, self._figures_at = self.meter.figures(), now
+        scored = self._scored
+        state: State = "stalled" if now - frame.arrived > _STALLED else "live"
+        box = _seen(self.recognize, frame)
+        if scored is None:
+            return Result(frame, state=state, seen=box, figures=self._figures)
+        return Result(frame, scored[1], scored[0], scored[1].label, state, box, self._figures)
+
+    def close(self) -> None:
+        """Stop, wait for the threads (2 s each; one that hangs in a driver is named and left) and close the source."""
+        self._stop.set()
+        self._source.close()  # names a driver that hangs, so its thread is not waited for again
+        capture, work = self._threads
+        capture.join(_REPEAT)
+        join(work)
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _seen(recognize: Recognize, frame: Frame) -> Box | None:
+    """What the recognizer's model sees of the frame, where it can tell."""
+    tell = getattr(recognize, "seen", None)
+    return tell(frame) if tell else None

@@ -1,0 +1,138 @@
+"""The contract of everything frames come from, and the door to them: `open_source`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from ..engines import Image, SourceError
+from .frame import Frame
+
+log = logging.getLogger("clipsight")
+S = TypeVar("S", bound="Source")
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a source says of its pictures, for a sink that must match it.
+
+    size: width, height of a frame as handed out, None where it is not known before the first. time_base: unit of
+    `Frame.pts`. aspect: width of a pixel over its height. rotation: degrees clockwise already applied to the frames.
+    color: the container's color space ("bt709", "bt601"), None where it does not say. frames: how many there will be,
+    where that is known. path: the file, where it is one.
+    """
+
+    size: tuple[int, int] | None = None
+    time_base: Fraction | None = None
+    aspect: Fraction = Fraction(1)
+    rotation: int = 0
+    color: str | None = None
+    frames: int | None = None
+    path: Path | None = None
+
+
+class Source(ABC):
+    """An iterable of `Frame`s, to be gone through once; a context manager.
+
+    name: what to call it in messages. rate: frames a second where it is known; it never steers what is dropped.
+    live: True where frames come in their own time and cannot wait (a camera). about: see `About`.
+    Iterating raises `SourceError` when the source fails; the end of a file is the end of the iteration.
+    `close()` may be called from any thread, also while another one iterates: the iteration then ends.
+    """
+
+    name: str = ""
+    rate: Fraction | None = None
+    live: bool = False
+    about: About = About()
+
+    def __init__(self) -> None:
+        self._closing = threading.Event()
+        self._reading = threading.Lock()  # held while a frame is read, so that close() never frees what is in use
+        self._released = False
+        self._count = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        frames = self._frames()
+        while True:
+            with self._reading:
+                frame = None if self._closing.is_set() else next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    @abstractmethod
+    def _frames(self) -> Iterator[Frame]:
+        """The one hook: the frames, made by `_frame`. Long waits must be on `self._closing`."""
+
+    def _frame(
+        self, image: Image, time_s: float, pts: int | None = None, time_base: Fraction | None = None, name: str = ""
+    ) -> Frame:
+        """The next frame: numbered, stamped with its arrival, its image made read-only."""
+        image.flags.writeable = False
+        frame = Frame(image, self._count, time_s, time.perf_counter(), pts, time_base, name or self.name)
+        self._count += 1
+        return frame
+
+    def close(self) -> None:
+        """End the iteration and free what the source holds; harmless when repeated.
+
+        A driver that does not answer within 2 s is named in the log and left behind.
+        """
+        self._closing.set()
+        if not self._reading.acquire(timeout=2):
+            log.warning("%s: does not answer and is left behind", self.name)
+            return
+        try:
+            if not self._released:
+                self._released = True
+                self._release()
+        finally:
+            self._reading.release()
+
+    def _release(self) -> None:  # noqa: B027  a source may have nothing to free
+        """Free what the source holds; called once."""
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def open_source(source: str | Path, *, size: tuple[int, int] | None = None, fps: float | None = None) -> Source:
+    """Open what the command line names: "0" (a camera's number), /dev/videoN, a video file, a picture, a folder of
+    pictures, or "demo".
+
+    size (width, height) and fps are wishes for a camera. Raises `SourceError` where there is no such thing.
+    """
+    text = str(source)
+    path = Path(text)
+    if text == "demo":
+        from .demo import Demo
+
+        return Demo()
+    if text.isdecimal() or text.startswith("/dev/video"):
+        from .camera import Camera
+
+        return Camera(int(text) if text.isdecimal() else text, size=size, fps=fps)
+    if "://" in text:
+        raise SourceError("network sources are not built yet; record to a file, or give a camera's number")
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder")
+    if path.is_dir() or path.suffix.lower() in PICTURES:
+        from .pictures import Pictures
+
+        return Pictures(path)
+    from .video import Video
+
+    return Video(path)

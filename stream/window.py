@@ -1,0 +1,51 @@
+"""A window on the screen, through OpenCV."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from ..engines import Image, SinkError
+from .frame import Result
+from .sink import Sink
+
+_QUIT = {ord("q"), 27}  # 27: Esc
+
+
+class Window(Sink):
+    """Shows each picture; `finished` once the user pressed q or Esc or closed it.
+
+    Must be used in the main thread (macOS demands it). Raises `SinkError` where there is no display or OpenCV was built
+    without windows.
+    """
+
+    def __init__(self, title: str = "clipsight") -> None:
+        # Qt ends the whole process where there is no display, so look before it does.
+        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise SinkError("there is no display here; use --save OUT.mp4 or --results OUT.jsonl, or --no-window")
+        import cv2
+
+        self._cv2 = cv2
+        self._title = title
+        try:
+            cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        except cv2.error as error:
+            raise SinkError("this OpenCV has no windows; run: pip install opencv-python, or use --no-window") from error
+        self._sized = False
+
+    def write(self, image: Image, result: Result) -> None:  # noqa: ARG002
+        """Show the picture and look at the keys."""
+        if not self._sized:
+            self._cv2.resizeWindow(self._title, min(image.shape[1], 1280), min(image.shape[0], 720))
+            self._sized = True
+        self._cv2.imshow(self._title, image)
+        key = self._cv2.pollKey() & 0xFF
+        closed = self._cv2.getWindowProperty(self._title, self._cv2.WND_PROP_VISIBLE) < 1
+        self.finished = self.finished or closed or key in _QUIT
+
+    def close(self) -> None:
+        """Close the window; harmless when the user has."""
+        with contextlib.suppress(self._cv2.error):
+            self._cv2.destroyWindow(self._title)
+            self._cv2.pollKey()  # lets the toolkit carry it out
