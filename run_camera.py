@@ -47,8 +47,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save", metavar="OUT.mp4", help="write the picture with what is drawn on it; sound and other streams are copied")
     add("--results", metavar="OUT.jsonl", help="write the results, a line for each frame")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--live", action="store_true", help="play a file as a camera would: nothing waits, late frames are dropped")
-    how.add_argument("--every-frame", action="store_true", help="recognize every frame, however long it takes (files do so anyway)")
+    how.add_argument("--live", action="store_true", help="play a file as a camera would: late frames are dropped")
+    how.add_argument("--every-frame", action="store_true", help="recognize every frame, in its own time; files do so anyway")
     add("--no-window", action="store_true")
     add("--quiet", action="store_true", help="say nothing but errors")
     return parser.parse_args(argv)
@@ -92,21 +92,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def is_live(args: argparse.Namespace, source: Source) -> bool:
+    """Cameras and the demo show the newest frame, files and folders every frame, unless the user says otherwise."""
+    return args.live or (not args.every_frame and (source.live or args.source == "demo"))
+
+
 def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Source, Recognizer, list[Sink]]:
-    """Open what the command line names, what costs least first; `stack` closes it."""
+    """Open what the command line names; `stack` closes it. Outputs come last, so that a mistake leaves none behind."""
     from clipsight.engines import SinkError, open_engine
+    from clipsight.engines.registry import find_model
     from clipsight.labels import open_bank
     from clipsight.stream import Recognizer, open_sink, open_source
     from clipsight.stream.window import Window
 
-    demo = args.source == "demo"
-    args.live = args.live or (demo and not args.every_frame)
-    model = args.model or ("demo" if demo else "ViT-B-16")
-    source = stack.enter_context(open_source(args.source, size=args.size, fps=args.fps))
-    args.live = args.live or (source.live and not args.every_frame)
-    bank = open_bank(args.labels or ("demo" if model == "demo" else "everyday"), model)
     outputs = [path for path in (args.save, args.results) if path]
-    sinks = [stack.enter_context(open_sink(path, like=source)) for path in outputs]
+    if args.no_window and not outputs:
+        raise SinkError("--no-window needs --save OUT.mp4 or --results OUT.jsonl: there would be nothing to see")
+    source = stack.enter_context(open_source(args.source, size=args.size, fps=args.fps))
+    model = args.model or ("demo" if args.source == "demo" else "ViT-B-16")
+    find_model(model)  # before the labels, which would complain of what is only a consequence
+    bank = open_bank(args.labels or ("demo" if model == "demo" else "everyday"), model)
+    sinks: list[Sink] = []
     if not args.no_window:
         try:
             sinks.append(stack.enter_context(Window(f"clipsight: {source.name}")))
@@ -114,12 +120,19 @@ def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Sou
             if not outputs:
                 raise
             logging.getLogger("clipsight").info("no window: %s", str(error).partition(";")[0])
-    elif not outputs:
-        raise SinkError("--no-window needs --save OUT.mp4 or --results OUT.jsonl: there would be nothing to see")
-    engine = open_engine(
-        model, args.engine, precision=args.precision, device=args.device, background=args.live, fit=args.fit
+    engine = stack.enter_context(
+        open_engine(
+            model,
+            args.engine,
+            precision=args.precision,
+            device=args.device,
+            background=is_live(args, source),
+            fit=args.fit,
+        )
     )
-    return source, Recognizer(stack.enter_context(engine), bank), sinks
+    recognizer = Recognizer(engine, bank)
+    sinks += [stack.enter_context(open_sink(path, like=source)) for path in outputs]
+    return source, recognizer, sinks
 
 
 def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks: list[Sink]) -> int:
@@ -129,8 +142,8 @@ def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks:
     from clipsight.stream.window import Window
 
     report = Report(source)
-    drawn = bool(args.save) or not args.no_window
-    running = live(source, recognizer) if args.live else None
+    drawn = bool(args.save) or any(isinstance(sink, Window) for sink in sinks)
+    running = live(source, recognizer) if is_live(args, source) else None
     try:
         with contextlib.closing(running or each(source, recognizer)) as results:
             buffer = None

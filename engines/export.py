@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .base import INPUT, OUTPUT, first_line
 from .card import ModelCard
-from .errors import BackendMissing, ModelError
+from .errors import ModelError
 from .towers import CLIP, VisionTransformer, cast, shape_of, to_half
 
 OPSET = 17
@@ -62,7 +64,7 @@ def export(
         raise ModelError(f"precisions {list(precisions)!r} cannot be exported; use some of {', '.join(IMAGE_FILES)}")
     names = [IMAGE_FILES[p] for p in precisions] + ["image.safetensors"] + (["text.onnx"] if shape.text else [])
     folder = _make(Path(folder), names)
-    model = model.float().eval()
+    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)  # the caller may be training it
     image = _ImageGraph(model.visual, patches)
     pictures = random_pictures(_CHECKED, shape.vision.image_size)
     outputs = [OUTPUT, PATCHES] if patches else [OUTPUT]
@@ -71,8 +73,10 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
         part = Path(scratch)
         for precision in precisions:
-            graph = image if precision == "fp32" else _ImageGraph(to_half(copy.deepcopy(model.visual)), patches)
-            path = part / IMAGE_FILES[precision]
+            graph, path = image, part / IMAGE_FILES[precision]
+            if precision == "fp16":
+                graph = _ImageGraph(to_half(copy.deepcopy(model.visual)), patches)
+                _check_range(graph, pictures[:2], path.name)
             _write_graph(graph, pictures[:2], path, INPUT, outputs)
             figures[path.name] = _check(path, image, pictures, LEAST[precision])
         if shape.text:
@@ -173,10 +177,6 @@ def _write_graph(graph: nn.Module, example: Tensor, path: Path, takes: str, give
 
 def _check(path: Path, graph: nn.Module, inputs: Tensor, least: float) -> float:
     """Hold ONNX Runtime's answers to `path` against torch's own; return the smallest centred cosine."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise BackendMissing('the check of an export needs onnxruntime; run: pip install -e ".[export]"') from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with torch.inference_mode():
@@ -186,7 +186,9 @@ def _check(path: Path, graph: nn.Module, inputs: Tensor, least: float) -> float:
         names = [o.name for o in session.get_outputs()]
         given = session.run(names, {session.get_inputs()[0].name: inputs.numpy()})
     except Exception as error:
-        raise ModelError(f"{path.name}: ONNX Runtime does not run it ({first_line(error)}); nothing was kept") from error
+        raise ModelError(
+            f"{path.name}: ONNX Runtime does not run it ({first_line(error)}); nothing was kept"
+        ) from error
     figures = [centred_cosine(a, b) for a, b in zip(given, wanted, strict=True)]
     for name, figure in zip(names, figures, strict=True):
         if not figure >= least:  # NaN too
@@ -197,8 +199,13 @@ def _check(path: Path, graph: nn.Module, inputs: Tensor, least: float) -> float:
     return min(figures)
 
 
-def _write_tensors(visual: VisionTransformer, path: Path) -> None:
-    from safetensors.torch import save
+def _check_range(graph: nn.Module, inputs: Tensor, name: str) -> None:
+    """Raise where float16 overflows. ONNX Runtime's CPU computes parts of an fp16 graph in float32 and would not see it."""
+    with torch.inference_mode():
+        if not all(t.isfinite().all() for t in graph(inputs)):
+            raise ModelError(f"{name}: these weights overflow float16; nothing was kept; export fp32 alone")
 
+
+def _write_tensors(visual: VisionTransformer, path: Path) -> None:
     # Not save_file: that leaves a file which only its owner may read.
     path.write_bytes(save({f"visual.{n}": t.contiguous() for n, t in visual.state_dict().items()}, {"format": "pt"}))

@@ -118,7 +118,8 @@ def _bands(n_in: int, n_out: int, first: int, count: int, filter: Filter) -> tup
         lo = max(int(center - support + 0.5), 0)
         hi = min(int(center + support + 0.5), n_in)
         weights = kernel((np.arange(lo, hi) - center + 0.5) / stretch)
-        taps.append((lo, hi, weights / weights.sum()))
+        # PIL computes in fixed point of 22 bits; the same weights decide most exact halves the same way
+        taps.append((lo, hi, np.rint(weights / weights.sum() * 2**22) / 2**22))
     bands = []
     for start in range(0, count, _BLOCK):
         block = taps[start : start + _BLOCK]

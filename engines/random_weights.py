@@ -30,12 +30,12 @@ def random_model(arch: Mapping[str, Any], seed: int = 0, outliers: bool = True) 
     state = {}
     for tower, width in enumerate([shape.vision.width] + ([shape.text.width] if shape.text else [])):
         generator = torch.Generator().manual_seed(2 * seed + tower)
-        scale = torch.ones(width)  # the size of each channel of the residual stream
+        offset = torch.zeros(width)
         if outliers:
-            scale[torch.randperm(width, generator=generator)[:3]] = OUTLIER
+            offset[torch.randperm(width, generator=generator)[:3]] = torch.tensor([OUTLIER, -OUTLIER, OUTLIER])
         for name, like in expected.items():
             if name.startswith("visual.") == (tower == 0):
-                state[name] = _tensor(name, torch.randn(like.shape, generator=generator), scale)
+                state[name] = _tensor(name, torch.randn(like.shape, generator=generator), offset)
     return load(arch, state)
 
 
@@ -56,33 +56,42 @@ def random_card(name: str, arch: Mapping[str, Any], seed: int) -> ModelCard:
     )
 
 
-def _tensor(name: str, z: Tensor, scale: Tensor) -> Tensor:
-    """Shape the standard normal `z` into the tensor `name` of a tower whose residual stream has the sizes `scale`.
+def _tensor(name: str, z: Tensor, offset: Tensor) -> Tensor:
+    """Shape the standard normal `z` into the tensor `name` of a tower.
 
-    What writes to the stream (ln_pre, the token embedding, each block's two output layers) writes by `scale`, so the
-    three channels stay as large as they are however many blocks add to them. What reads from it (the other LayerNorms)
-    damps them, as trained gains do, to a few times the rest: they stand out where activations are quantized and do not
-    decide everything. The layers behind those LayerNorms make up for the others having been divided by the outliers.
+    offset: what the residual stream's channels start at, 0 or an outlier's size; float32 of the stream's width. As in
+    trained models an outlier is mostly a constant: it enters by ln_pre's bias or the positions, each block's two output
+    layers add to it as the others grow, and their weights give it some dependence on the picture. Were it all
+    dependence, LayerNorm would divide by three random numbers and every rounding would grow from block to block.
     """
     parts = name.split(".")
     layer, kind = parts[-2] if len(parts) > 1 else "", parts[-1]
+    outlier = offset != 0
     fan_in = z[0].numel() if z.ndim > 1 else 1
-    outlier = scale > 1
     if name == "logit_scale":
         return torch.tensor(100.0).log()
     if kind in ("proj", "text_projection"):  # these two are stored in x out
-        return z * len(z) ** -0.5
-    if layer == "token_embedding":
-        return z * scale
-    if kind in ("class_embedding", "positional_embedding"):
-        return 0.3 * z * (1 if layer == "visual" else scale)
-    if layer.startswith("ln_"):
+        z = z * len(z) ** -0.5
+    elif kind in ("class_embedding", "positional_embedding"):
+        z = 0.3 * z + (0 if layer == "visual" else offset)  # the image tower's pass ln_pre first
+    elif layer.startswith("ln_"):
         z = torch.exp(0.5 * z) if kind == "weight" else 0.1 * z
-        if layer == "ln_pre":
-            return torch.where(outlier, 1.0, z) * scale if kind == "weight" else z * scale
-        return torch.where(outlier, z / 8, z)
-    if layer in ("out_proj", "c_proj"):
-        return 0.4 * z * (scale[:, None] * fan_in**-0.5 if kind == "weight" else 0.1 * scale)
-    if kind.endswith("bias"):
-        return 0.1 * z
-    return z * fan_in**-0.5 * (1.0 if layer == "conv1" else scale.square().mean().sqrt())
+        if layer != "ln_pre":  # trained gains damp outliers too, and leave them larger than the rest
+            z = torch.where(outlier, z / 8, z)
+        else:
+            z = torch.where(outlier, 4 * z, z) if kind == "weight" else z + offset
+    elif layer in ("out_proj", "c_proj"):
+        if kind == "weight":
+            z = 0.4 * fan_in**-0.5 * torch.where(outlier, 4.0, 1.0)[:, None] * z
+        else:
+            z = 0.04 * z + 0.07 * offset
+    elif kind.endswith("bias"):
+        z = 0.1 * z
+    elif layer == "conv1":
+        z = fan_in**-0.5 * z
+    elif layer != "token_embedding":
+        # in_proj and c_fc: LayerNorm has divided everything by the outliers' size, and these make up for it. At 1.4
+        # instead of 1.2 attention is so sharp that int8's rounding is amplified beyond recognition, at 1.0 pictures
+        # hardly differ.
+        z = 1.2 * fan_in**-0.5 * (1 + offset.square().mean()).sqrt() * z
+    return z

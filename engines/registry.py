@@ -94,8 +94,8 @@ def open_engine(
         raise BackendMissing(f"{name} is not installed; run: {row.install}")
     if not (folder / row.weights).is_file():
         raise ModelError(f"{folder}: {row.weights}, which {name} runs, is not there; export the model with it")
-    cls = getattr(importlib.import_module(f".{row.module}", __package__), row.cls)
     try:
+        cls = getattr(importlib.import_module(f".{row.module}", __package__), row.cls)
         engine: Engine = cls(folder, card, precision=precision, device=device, threads=threads, background=background)
         return engine
     except ImportError as error:

@@ -10,6 +10,7 @@ Tensor names are OpenAI's and open_clip's, so either's state dict loads as it is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,6 +34,13 @@ ARCHS: dict[str, dict[str, Any]] = {
     }
     for patch in (16, 32)
 }
+
+
+def find_arch(name: str) -> dict[str, Any]:
+    """A copy of the entry of `ARCHS`; raises `ModelError` naming those there are."""
+    if name not in ARCHS:
+        raise ModelError(f"no arch {name!r}; use one of {', '.join(ARCHS)}")
+    return copy.deepcopy(ARCHS[name])
 
 
 class VisionShape(NamedTuple):
@@ -125,7 +133,8 @@ class CLIP(nn.Module):
         x = self.ln_final(self.transformer(x, self.causal_mask))
         # The end token has the highest id of the vocabulary, so argmax finds where each text ends.
         ends = input_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, x.shape[2])
-        return x.gather(1, ends)[:, 0] @ self.text_projection
+        embeds: Tensor = x.gather(1, ends)[:, 0] @ self.text_projection
+        return embeds
 
 
 class VisionTransformer(nn.Module):
@@ -196,9 +205,9 @@ class Attention(nn.Module):
         w, b, width = self.in_proj_weight, self.in_proj_bias, self.width
         if first_only:  # in the last block nothing reads the other tokens: 7 % of ViT-B's arithmetic
             q = F.linear(x[:, :1], w[:width], b[:width])
-            k, v = F.linear(x, w[width:], b[width:]).split(width, 2)
+            k, v = torch.split(F.linear(x, w[width:], b[width:]), width, 2)
         else:
-            q, k, v = F.linear(x, w, b).split(width, 2)  # each n x L x width
+            q, k, v = torch.split(F.linear(x, w, b), width, 2)  # each n x L x width
         scores = (self._by_head(q, first_only) * self.head_width**-0.5) @ self._by_head(k).transpose(2, 3)
         scores = cast(scores, torch.float32)  # n x heads x L x L
         if mask is not None:
@@ -233,11 +242,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 def to_half(module: M) -> M:
-    """Turn a tower to float16 in place; LayerNorm keeps its gains in float32, where rounding them would gain nothing."""
-    module.half()
+    """Turn a tower to float16 in place; LayerNorm keeps its gains in float32, in which it computes anyway."""
     for child in module.modules():
-        if isinstance(child, LayerNorm):
-            child.float()
+        if not isinstance(child, LayerNorm):
+            for name, parameter in child.named_parameters(recurse=False):
+                setattr(child, name, nn.Parameter(parameter.half(), requires_grad=False))
     return module
 
 

@@ -204,6 +204,7 @@ class LabelBank:
 
     def save(self, path: str | Path) -> Path:
         """Write everything into one .safetensors file; what stood there stays whole until the new file is."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         path = Path(path)
@@ -217,9 +218,9 @@ class LabelBank:
         try:
             save_file(arrays, part, {"format": _FORMAT, "bank": json.dumps(facts, ensure_ascii=False)})
             os.replace(part, path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
-            raise LabelError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise LabelError(f"{path}: cannot be written ({error})") from error
         return path
 
     @classmethod

@@ -136,40 +136,47 @@ def _levels(text: str) -> list[int]:
     """One embedding level per character: even reads left to right, odd right to left."""
     kinds = [unicodedata.bidirectional(c) for c in text]
     strong = [k for k in kinds if k in ("L", "R", "AL")]
-    base = 1 if strong and strong[0] != "L" else 0
-    if base == 0 and not any(k in ("R", "AL") for k in strong):
+    if "R" not in strong and "AL" not in strong:
         return [0] * len(text)
-    flat: list[str] = []  # L, R, N (a number within right-to-left text), - (takes its direction from both sides)
-    around = "R" if base else "L"
+    base = 0 if strong[0] == "L" else 1
+    edge = "R" if base else "L"
+    last = edge
     for i, kind in enumerate(kinds):
-        if kind in ("R", "AL", "L"):
+        if kind in ("L", "R", "AL"):
+            last = kind
+        elif kind == "EN" and last == "AL":
+            kinds[i] = "AN"
+    flat: list[str] = []  # L, R, N (a number within right-to-left text), - (takes its direction from both sides)
+    around = edge
+    for i, kind in enumerate(kinds):
+        if kind in ("L", "R", "AL"):
             around = "L" if kind == "L" else "R"
             flat.append(around)
-        elif kind in ("EN", "AN"):
+        elif kind in ("EN", "AN") or (kind in ("ES", "CS", "ET") and _within_number(kinds, i)):
             flat.append("L" if around == "L" else "N")
         elif kind in ("NSM", "BN"):
             flat.append(flat[-1] if flat else "-")
-        elif kind in ("ES", "CS", "ET") and _beside_numbers(kinds, i, kind):
-            flat.append("L" if around == "L" else "N")
         else:
             flat.append("-")
+    level = {"L": base * 2, "R": 1, "N": 2}
     levels = []
-    side = {"L": base * 2, "R": 1, "N": 2}
     for i, kind in enumerate(flat):
         if kind == "-":
-            before = next((k for k in reversed(flat[:i]) if k != "-"), "R" if base else "L")
-            after = next((k for k in flat[i:] if k != "-"), "R" if base else "L")
-            levels.append(base if (before == "L") != (after == "L") else side["L" if before == "L" else "R"])
+            before = next((k for k in reversed(flat[:i]) if k != "-"), edge)
+            after = next((k for k in flat[i:] if k != "-"), edge)
+            agree = (before == "L") == (after == "L")
+            levels.append(level["L" if before == "L" else "R"] if agree else base)
         else:
-            levels.append(side[kind])
+            levels.append(level[kind])
     return levels
 
 
-def _beside_numbers(kinds: list[str], i: int, kind: str) -> bool:
+def _within_number(kinds: list[str], i: int) -> bool:
     """Whether a sign belongs to a number: a separator between two (3.5), a unit at either side (50%)."""
-    before = i > 0 and kinds[i - 1] in ("EN", "AN")
-    after = i + 1 < len(kinds) and kinds[i + 1] in ("EN", "AN")
-    return before or after if kind == "ET" else before and after
+    before, after = ("" if i == 0 else kinds[i - 1]), (kinds[i + 1] if i + 1 < len(kinds) else "")
+    if kinds[i] == "ET":
+        return "EN" in (before, after)
+    return before == after and (before == "EN" or (before == "AN" and kinds[i] == "CS"))
 
 
 def _runs(text: str, bold: bool) -> list[tuple[_Face, str, bool]]:
@@ -225,7 +232,8 @@ class _OpenCv:
         self._unknown = self.draw("?", 24, False, False, 12)[0]
 
     def draw(self, text: str, size: int, bold: bool, backwards: bool, pad: int) -> tuple[Mask, int]:
-        text = _turned(text) if backwards else text
+        # It cannot place marks on right-to-left letters; Hebrew reads well without them.
+        text = _turned("".join(c for c in text if not _is_mark(c))) if backwards else text
         ink = np.zeros((line_height(size), 2 * pad + 2 * size * len(text)), np.uint8)
         with self._lock:
             end, _ = self._cv2.putText(ink, text, (pad, baseline(size)), 255, self._font, size, 600 if bold else 400)
@@ -248,7 +256,13 @@ class _Strokes:
         self._cv2 = cv2
 
     def draw(self, text: str, size: int, bold: bool, backwards: bool, pad: int) -> tuple[Mask, int]:
-        text = (_turned(text) if backwards else text).replace("…", "...").encode("ascii", "replace").decode()
+        text = (
+            (_turned(text) if backwards else text)
+            .replace("…", "...")
+            .replace("·", "-")
+            .encode("ascii", "replace")
+            .decode()
+        )
         scale, thick = size / 30, max(1, round(size / (10 if bold else 16)))
         font, smooth = self._cv2.FONT_HERSHEY_SIMPLEX, self._cv2.LINE_AA
         advance = int(self._cv2.getTextSize(text, font, scale, thick)[0][0])
@@ -293,6 +307,8 @@ class _Pillow:
             direction = "rtl" if backwards else "ltr"
         elif backwards:
             text = _turned(_joined(text))
+        if self._path is None:
+            text = "".join(c if c == " " or self.has(c) else "?" for c in text)
         advance = round(font.getlength(text, direction=direction))
         picture = Image.new("L", (advance + 2 * pad, line_height(size)))
         ImageDraw.Draw(picture).text((pad, baseline(size)), text, 255, font, anchor="ls", direction=direction)
@@ -350,12 +366,12 @@ def _file(path: str) -> _Pillow | None:
 def _candidates(script: str, bold: bool) -> list[str]:
     """Font files, those named after the script first, then those known for many, then the rest."""
 
-    def rank(path: str) -> tuple[int, bool, bool, int, str]:
+    def rank(path: str) -> tuple[int, bool, bool, bool, int, str]:
         name = os.path.basename(path).lower()
         broad = next((i for i, start in enumerate(_BROAD) if name.startswith(start)), len(_BROAD))
         named = bool(script) and script in name
         odd = any(word in name for word in ("italic", "oblique", "serif", "mono", "condensed", "light", "thin"))
-        return (0 if named else 1 + broad), odd, ("bold" in name) != bold, len(name), name
+        return (0 if named else 1 + broad), odd, "sans" not in name, ("bold" in name) != bold, len(name), name
 
     return sorted(_fonts(), key=rank)
 

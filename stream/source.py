@@ -46,6 +46,7 @@ class Source(ABC):
 
     name: what to call it in messages. rate: frames a second where it is known; it never steers what is dropped.
     live: True where frames come in their own time and cannot wait (a camera). about: see `About`.
+    ended: True once it has nothing more to give by itself, not because it was closed.
     Iterating raises `SourceError` when the source fails; the end of a file is the end of the iteration.
     `close()` may be called from any thread, also while another one iterates: the iteration then ends.
     """
@@ -54,6 +55,7 @@ class Source(ABC):
     rate: Fraction | None = None
     live: bool = False
     about: About = About()
+    ended: bool = False
 
     def __init__(self) -> None:
         self._closing = threading.Event()
@@ -64,8 +66,14 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Frame]:
         frames = self._frames()
         while True:
+            frame = None
             with self._reading:
-                frame = None if self._closing.is_set() else next(frames, None)
+                if self._closing.is_set():
+                    return
+                try:
+                    frame = next(frames, None)
+                finally:
+                    self.ended = frame is None and not self._closing.is_set()
             if frame is None:
                 return
             yield frame

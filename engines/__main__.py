@@ -1,0 +1,106 @@
+"""python -m clipsight.engines: which runtimes and models are there, and model folders made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .card import ModelCard
+from .errors import BackendMissing, ClipsightError
+from .registry import SHIPPED, available
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help says more\n")  # one line, without the usage
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0 done, 1 a run that failed, 2 wrong use, 130 Ctrl-C."""
+    parser = _Parser("python -m clipsight.engines", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("list", help="the backends, installed or how to install them, and the shipped models")
+    command.set_defaults(run=_list)
+    command = commands.add_parser("export", help="write a model folder: card.json, ONNX graphs, image.safetensors")
+    command.set_defaults(run=_export)
+    command.add_argument(
+        "--random",
+        required=True,
+        metavar="ARCH",
+        help="a shape with random weights, for benchmarks: ViT-B-16, ViT-B-32",
+    )
+    command.add_argument("--seed", type=_seed, default=0, help="of the random weights (default 0)")
+    command.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER")
+    command.add_argument("--no-text", action="store_true", help="leave out the text tower")
+    command.add_argument("--patches", action="store_true", help="the image graphs also give patch_embeds")
+    command.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("fp32", "fp16"),
+        default=("fp32", "fp16"),
+        help="which image graphs to write (default both)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except ClipsightError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error}; free space or give another folder", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _list(_options: argparse.Namespace) -> None:
+    print("backends")
+    for name, install in available().items():
+        print(f"  {name:10} {install or 'installed'}")
+    print("models")
+    folders = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
+    for folder in folders:
+        card = ModelCard.load(folder)
+        print(
+            f"  {folder.name:10} {card.size} px, {card.dim} numbers a picture, license: {card.license or 'not stated'}"
+        )
+    if not folders:
+        print("  none shipped; give the path of a model folder instead")
+
+
+def _export(options: argparse.Namespace) -> None:
+    try:
+        from .export import export
+        from .random_weights import random_card, random_model
+        from .towers import find_arch
+    except ImportError as error:
+        raise BackendMissing(
+            f'export needs {error.name}, which is not installed; run: pip install -e ".[export]"'
+        ) from None
+    arch = find_arch(options.random)
+    if options.no_text:
+        arch.pop("text_cfg")
+    model, card = random_model(arch, options.seed), random_card(options.random, arch, options.seed)
+    figures = export(model, options.output, card, options.precision, patches=options.patches)
+    for name, figure in figures.items():
+        print(f"{options.output / name}: centred cosine to torch {figure:.7f}")
+    print(
+        f"{card.id} is in {options.output}. Its weights are random: it recognises nothing and is for measuring speed."
+    )
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError("a seed is a whole number from 0 to 4294967295")
+    return value
+
+
+_seed.__name__ = "seed"  # what argparse calls it in "invalid seed value"
+
+if __name__ == "__main__":
+    sys.exit(main())
