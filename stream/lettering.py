@@ -9,7 +9,6 @@ not. What no face has becomes a question mark. An OpenCV without fonts (4.x) lea
 from __future__ import annotations
 
 import os
-import re
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -20,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import BackendMissing
+from .bidi import is_mark, joined, levels, turned
 
 Mask = NDArray[np.uint8]  # h x w, 0 = nothing, 255 = ink; read-only
 
 _LONGEST = 300  # characters looked at; more are never legible in one line
-_MIRRORED = str.maketrans("()[]{}<>«»‹›", ")(][}{><»«›‹")
 
 # Folders where systems keep fonts: Linux, macOS, Windows. Those that are not there are passed over.
 _FOLDERS = (
@@ -100,13 +99,9 @@ def _clean(text: str) -> str:
 
 def _prefix(text: str, length: int) -> str:
     """The first `length` characters, fewer where that would part a letter from its marks."""
-    while 0 < length < len(text) and _is_mark(text[length]):
+    while 0 < length < len(text) and is_mark(text[length]):
         length -= 1
     return text[:length].rstrip()
-
-
-def _is_mark(char: str) -> bool:
-    return unicodedata.category(char)[0] == "M" or char in "\u200c\u200d"
 
 
 def _compose(text: str, size: int, bold: bool) -> Mask:
@@ -129,64 +124,14 @@ def _compose(text: str, size: int, bold: bool) -> Mask:
     return np.ascontiguousarray(line[:, left:right])
 
 
-# Direction: the Unicode bidirectional algorithm, as far as one line without explicit marks needs it.
-
-
-def _levels(text: str) -> list[int]:
-    """One embedding level per character: even reads left to right, odd right to left."""
-    kinds = [unicodedata.bidirectional(c) for c in text]
-    strong = [k for k in kinds if k in ("L", "R", "AL")]
-    if "R" not in strong and "AL" not in strong:
-        return [0] * len(text)
-    base = 0 if strong[0] == "L" else 1
-    edge = "R" if base else "L"
-    last = edge
-    for i, kind in enumerate(kinds):
-        if kind in ("L", "R", "AL"):
-            last = kind
-        elif kind == "EN" and last == "AL":
-            kinds[i] = "AN"
-    flat: list[str] = []  # L, R, N (a number within right-to-left text), - (takes its direction from both sides)
-    around = edge
-    for i, kind in enumerate(kinds):
-        if kind in ("L", "R", "AL"):
-            around = "L" if kind == "L" else "R"
-            flat.append(around)
-        elif kind in ("EN", "AN") or (kind in ("ES", "CS", "ET") and _within_number(kinds, i)):
-            flat.append("L" if around == "L" else "N")
-        elif kind in ("NSM", "BN"):
-            flat.append(flat[-1] if flat else "-")
-        else:
-            flat.append("-")
-    level = {"L": base * 2, "R": 1, "N": 2}
-    levels = []
-    for i, kind in enumerate(flat):
-        if kind == "-":
-            before = next((k for k in reversed(flat[:i]) if k != "-"), edge)
-            after = next((k for k in flat[i:] if k != "-"), edge)
-            agree = (before == "L") == (after == "L")
-            levels.append(level["L" if before == "L" else "R"] if agree else base)
-        else:
-            levels.append(level[kind])
-    return levels
-
-
-def _within_number(kinds: list[str], i: int) -> bool:
-    """Whether a sign belongs to a number: a separator between two (3.5), a unit at either side (50%)."""
-    before, after = ("" if i == 0 else kinds[i - 1]), (kinds[i + 1] if i + 1 < len(kinds) else "")
-    if kinds[i] == "ET":
-        return "EN" in (before, after)
-    return before == after and (before == "EN" or (before == "AN" and kinds[i] == "CS"))
-
-
 def _runs(text: str, bold: bool) -> list[tuple[_Face, str, bool]]:
     """The text cut into (face, text, right to left) in the order in which they stand from left to right."""
     runs: list[tuple[_Face, str, int]] = []
-    for char, level in zip(text, _levels(text), strict=True):
+    for char, level in zip(text, levels(text), strict=True):
         if runs and runs[-1][2] == level:
             face = runs[-1][0]
             # Spaces and marks stay with their neighbor; so does what no other face would draw better.
-            if _is_mark(char) or char == " " or _face(char, bold) is face:
+            if is_mark(char) or char == " " or _face(char, bold) is face:
                 runs[-1] = (face, runs[-1][1] + char, level)
                 continue
         runs.append((_face(char, bold), char, level))
@@ -201,17 +146,6 @@ def _runs(text: str, bold: bool) -> list[tuple[_Face, str, bool]]:
                 group = []
         runs = [*turned, *reversed(group)]
     return [(face, part, level % 2 == 1) for face, part, level in runs]
-
-
-def _turned(text: str) -> str:
-    """Right-to-left text in the order in which it stands from left to right, for a face that cannot turn it."""
-    clusters: list[str] = []
-    for char in text.translate(_MIRRORED):
-        if clusters and _is_mark(char):
-            clusters[-1] += char
-        else:
-            clusters.append(char)
-    return "".join(reversed(clusters))
 
 
 # Faces: what can draw.
@@ -233,7 +167,7 @@ class _OpenCv:
 
     def draw(self, text: str, size: int, bold: bool, backwards: bool, pad: int) -> tuple[Mask, int]:
         # It cannot place marks on right-to-left letters; Hebrew reads well without them.
-        text = _turned("".join(c for c in text if not _is_mark(c))) if backwards else text
+        text = turned("".join(c for c in text if not is_mark(c))) if backwards else text
         ink = np.zeros((line_height(size), 2 * pad + 2 * size * len(text)), np.uint8)
         with self._lock:
             end, _ = self._cv2.putText(ink, text, (pad, baseline(size)), 255, self._font, size, 600 if bold else 400)
@@ -257,7 +191,7 @@ class _Strokes:
 
     def draw(self, text: str, size: int, bold: bool, backwards: bool, pad: int) -> tuple[Mask, int]:
         text = (
-            (_turned(text) if backwards else text)
+            (turned(text) if backwards else text)
             .replace("…", "...")
             .replace("·", "-")
             .encode("ascii", "replace")
@@ -306,7 +240,7 @@ class _Pillow:
         if self._raqm:
             direction = "rtl" if backwards else "ltr"
         elif backwards:
-            text = _turned(_joined(text))
+            text = turned(joined(text))
         if self._path is None:
             text = "".join(c if c == " " or self.has(c) else "?" for c in text)
         advance = round(font.getlength(text, direction=direction))
@@ -386,35 +320,3 @@ def _fonts() -> tuple[str, ...]:
                 yield from (os.path.join(where, f) for f in files if f.lower().endswith((".ttf", ".otf", ".ttc")))
 
     return tuple(found())
-
-
-# Arabic without raqm: letters are replaced by the shapes that Unicode keeps for their places in a word.
-
-
-@lru_cache(maxsize=1)
-def _shapes() -> dict[tuple[str, str], str]:
-    """(letter, "isolated" | "initial" | "medial" | "final") -> the character of that shape."""
-    shapes = {}
-    for code in (*range(0xFB50, 0xFC00), *range(0xFE70, 0xFEFD)):
-        kind, _, letters = unicodedata.decomposition(chr(code)).partition(" ")
-        shapes["".join(chr(int(c, 16)) for c in letters.split()), kind.strip("<>")] = chr(code)
-    return shapes
-
-
-def _joined(text: str) -> str:
-    """Arabic text -> the same with every letter (and lam + alef, written as one) in its shape."""
-    shapes = _shapes()
-    letters = re.findall("ل[آأإا]|.", text, re.DOTALL)
-    done = []
-    open_before = False  # the letter before reaches out to this one
-    for i, letter in enumerate(letters):
-        if _is_mark(letter[0]):
-            done.append(letter)
-            continue
-        following = next((x for x in letters[i + 1 :] if not _is_mark(x[0])), "")
-        before = open_before and (letter, "final") in shapes
-        open_before = (letter, "initial") in shapes
-        after = open_before and (following, "final") in shapes
-        place = ("medial" if before else "initial") if after else ("final" if before else "isolated")
-        done.append(shapes.get((letter, place), letter))
-    return "".join(done)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clipsight.engines import Box, Image, ImageError
 from clipsight.labels import LabelBank, Scores
-from clipsight.stream import Figures, Frame, Result, draw, lettering, overlay, panel
+from clipsight.stream import Figures, Frame, Result, bidi, draw, lettering, overlay, panel
 from clipsight.stream.frame import State
 from clipsight.stream.lettering import baseline, line_height, measure, render
 
@@ -157,7 +157,7 @@ class TestLettering:
     )
     def test_directions_are_unicodes(self, text: str, shown: str) -> None:
         runs = lettering._runs(text, False)
-        assert "".join(lettering._turned(part) if backwards else part for _, part, backwards in runs) == shown
+        assert "".join(bidi.turned(part) if backwards else part for _, part, backwards in runs) == shown
 
     def test_brackets_in_hebrew_open_toward_their_word(self) -> None:
         shown = inked(render("(א", 40))  # read from the right: the bracket, then the letter
@@ -165,11 +165,11 @@ class TestLettering:
         assert np.array_equal(shown[: bracket.shape[0], -bracket.shape[1] :], bracket)
 
     def test_arabic_is_joined_without_raqm_too(self) -> None:
-        assert lettering._joined("كلب") == "\ufedb\ufee0\ufe90"
-        assert lettering._joined("ذهب") == "\ufeab\ufeeb\ufe90"  # thal joins no letter after it
-        assert lettering._joined("سلام") == "\ufeb3\ufefc\ufee1"  # lam and alef are one
-        assert lettering._joined("گربه") == "\ufb94\ufeae\ufe91\ufeea"
-        assert lettering._joined("dog 5 שלום") == "dog 5 שלום"
+        assert bidi.joined("كلب") == "\ufedb\ufee0\ufe90"
+        assert bidi.joined("ذهب") == "\ufeab\ufeeb\ufe90"  # thal joins no letter after it
+        assert bidi.joined("سلام") == "\ufeb3\ufefc\ufee1"  # lam and alef are one
+        assert bidi.joined("گربه") == "\ufb94\ufeae\ufe91\ufeea"
+        assert bidi.joined("dog 5 שלום") == "dog 5 שלום"
 
     @pytest.mark.parametrize(
         "text", ["a label without end and without reason", "金毛寻回犬金毛寻回犬", "גולדן רטריבר שלום"]
