@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         package = PACKAGES.get(error.name or "", error.name)
         print(f"clipsight: {package} is not installed; run: pip install {package}", file=sys.stderr)
+        status = 2
     return status
 
 

@@ -87,9 +87,9 @@ def _export(options: argparse.Namespace) -> None:
     model, card = random_model(arch, options.seed), random_card(options.random, arch, options.seed)
     figures = export(model, options.output, card, options.precision, patches=options.patches)
     for name, figure in figures.items():
-        print(f"{options.output / name}: centred cosine to torch {figure:.7f}")
+        print(f"{options.output / name}: centered cosine to torch {figure:.7f}")
     print(
-        f"{card.id} is in {options.output}. Its weights are random: it recognises nothing and is for measuring speed."
+        f"{card.id} is in {options.output}. Its weights are random: it recognizes nothing and is for measuring speed."
     )
 
 

@@ -34,7 +34,7 @@ from .towers import CLIP, VisionTransformer, cast, shape_of, to_half
 OPSET = 17
 PATCHES, TEXT_INPUT, TEXT_OUTPUT = "patch_embeds", "input_ids", "text_embeds"
 IMAGE_FILES = {"fp32": "image.onnx", "fp16": "image.fp16.onnx"}
-LEAST = {"fp32": 0.99999, "fp16": 0.999}  # centred cosine to torch's float32 towers
+LEAST = {"fp32": 0.99999, "fp16": 0.999}  # centered cosine to torch's float32 towers
 _CHECKED = 8  # inputs per check
 _PROTOBUF = 2**31  # bytes that one ONNX file without external data can hold
 
@@ -47,7 +47,7 @@ def export(
     *,
     patches: bool = False,
 ) -> dict[str, float]:
-    """Write `model` as a model folder and return each graph's smallest centred cosine to torch, by file name.
+    """Write `model` as a model folder and return each graph's smallest centered cosine to torch, by file name.
 
     Files: card.json with these figures in its notes; image.onnx and image.fp16.onnx as `precisions` says (both take and
     give float32); text.onnx where the model has a text tower; image.safetensors, the state dict of the image tower under
@@ -63,47 +63,37 @@ def export(
     if unknown or not precisions:
         raise ModelError(f"precisions {list(precisions)!r} cannot be exported; use some of {', '.join(IMAGE_FILES)}")
     names = [IMAGE_FILES[p] for p in precisions] + ["image.safetensors"] + (["text.onnx"] if shape.text else [])
-    folder = _make(Path(folder), names)
+    folder = Path(folder)
+    made = _make(folder, names)
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)  # the caller may be training it
-    image = _ImageGraph(model.visual, patches)
-    pictures = random_pictures(_CHECKED, shape.vision.image_size)
-    outputs = [OUTPUT, PATCHES] if patches else [OUTPUT]
-    figures: dict[str, float] = {}
-    # Beside the files it will replace, so that os.replace stays on one file system.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
-        part = Path(scratch)
-        for precision in precisions:
-            graph, path = image, part / IMAGE_FILES[precision]
-            if precision == "fp16":
-                graph = _ImageGraph(to_half(copy.deepcopy(model.visual)), patches)
-                _check_range(graph, pictures[:2], path.name)
-            _write_graph(graph, pictures[:2], path, INPUT, outputs)
-            figures[path.name] = _check(path, image, pictures, LEAST[precision])
-        if shape.text:
-            ids = random_ids(_CHECKED, shape.text.context_length, shape.text.vocab_size)
-            text = _TextGraph(model)
-            _write_graph(text, ids[:2], part / "text.onnx", TEXT_INPUT, [TEXT_OUTPUT])
-            figures["text.onnx"] = _check(part / "text.onnx", text, ids, LEAST["fp32"])
-        _write_tensors(model.visual, part / "image.safetensors")
-        notes = {**card.notes, "centred_cosine_to_torch": figures}
-        dataclasses.replace(card, notes=notes).save(part)
-        for name in [*names, "card.json"]:  # the card last: a folder without one is no model
-            os.replace(part / name, folder / name)
+    try:
+        # Beside the files it will replace, so that os.replace stays on one file system.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
+            figures = _write(model, Path(scratch), precisions, patches)
+            notes = {**card.notes, "centered_cosine_to_torch": figures}
+            dataclasses.replace(card, notes=notes).save(scratch)
+            for name in [*names, "card.json"]:  # the card last: a folder without one is no model
+                os.replace(Path(scratch, name), folder / name)
+    except BaseException:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
     return figures
 
 
-def centred_cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+def centered_cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     """The smallest cosine between rows of two n x dim arrays after each array's mean row is taken away.
 
     Embeddings of one model share a large common part, so plain cosines say 0.99 of pictures that have nothing in common.
     """
     a, b = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (a, b))
-    a, b = a - a.mean(0), b - b.mean(0)
-    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
+    with np.errstate(all="ignore"):  # infinite values make a NaN, which fails every check
+        a, b = a - a.mean(0), b - b.mean(0)
+        return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
 
 
 def random_pictures(n: int, size: int, seed: int = 0) -> Tensor:
-    """Smooth and rough coloured blobs, normalized as a CLIP input is: float32 n x 3 x size x size.
+    """Smooth and rough colored blobs, normalized as a CLIP input is: float32 n x 3 x size x size.
 
     Plain noise would not do: all of it looks alike to a CLIP, and what is left of it around the mean is rounding.
     """
@@ -145,22 +135,49 @@ class _TextGraph(nn.Module):
         return (self.model.encode_text(input_ids),)
 
 
-def _make(folder: Path, names: Sequence[str]) -> Path:
-    """Create `folder`; refuse one where files of an earlier export would be left beside the new weights."""
+def _make(folder: Path, names: Sequence[str]) -> bool:
+    """Create `folder` and say whether it is new; refuse one where files of an earlier export would stay beside new weights."""
+    stale = [n for n in (*IMAGE_FILES.values(), "text.onnx") if n not in names and (folder / n).exists()]
+    if stale:
+        raise ModelError(f"{folder}: {stale[0]} of another export is there; remove it or give another folder")
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"{folder}: cannot be made ({error.strerror}); give another folder") from None
-    stale = [n for n in (*IMAGE_FILES.values(), "text.onnx") if n not in names and (folder / n).exists()]
-    if stale:
-        raise ModelError(f"{folder}: {stale[0]} of another export is there; remove it or give another folder")
-    return folder
+    return made
+
+
+def _write(model: CLIP, folder: Path, precisions: Sequence[str], patches: bool) -> dict[str, float]:
+    """Write and check everything but the card; return the figures by file name."""
+    image, shape = _ImageGraph(model.visual, patches), model.shape
+    pictures = random_pictures(_CHECKED, shape.vision.image_size)
+    outputs = [OUTPUT, PATCHES] if patches else [OUTPUT]
+    figures: dict[str, float] = {}
+    for precision in precisions:
+        graph, path = image, folder / IMAGE_FILES[precision]
+        if precision == "fp16":
+            graph = _ImageGraph(to_half(copy.deepcopy(model.visual)), patches)
+            _check_range(graph, pictures[:2], path.name)
+        _write_graph(graph, pictures[:2], path, INPUT, outputs)
+        figures[path.name] = _check(path, image, pictures, LEAST[precision])
+    if shape.text:
+        ids = random_ids(_CHECKED, shape.text.context_length, shape.text.vocab_size)
+        text, path = _TextGraph(model), folder / "text.onnx"
+        _write_graph(text, ids[:2], path, TEXT_INPUT, [TEXT_OUTPUT])
+        figures[path.name] = _check(path, text, ids, LEAST["fp32"])
+    # Not save_file: that leaves a file which only its owner may read.
+    tensors = {f"visual.{name}": tensor.contiguous() for name, tensor in model.visual.state_dict().items()}
+    Path(folder, "image.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+    return figures
 
 
 def _write_graph(graph: nn.Module, example: Tensor, path: Path, takes: str, gives: Sequence[str]) -> None:
     size = sum(t.numel() * t.element_size() for t in graph.state_dict().values())
     if size >= _PROTOBUF:
-        raise ModelError(f"{path.name}: {size / 2**30:.1f} GiB of weights do not fit one ONNX file; export fp16 alone")
+        raise ModelError(
+            f"{path.name}: {size / 2**30:.1f} GiB of weights, an ONNX file holds 2; export fp16 alone, or a smaller model"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecation, and what it says of tracing
         torch.onnx.export(
@@ -176,7 +193,7 @@ def _write_graph(graph: nn.Module, example: Tensor, path: Path, takes: str, give
 
 
 def _check(path: Path, graph: nn.Module, inputs: Tensor, least: float) -> float:
-    """Hold ONNX Runtime's answers to `path` against torch's own; return the smallest centred cosine."""
+    """Hold ONNX Runtime's answers to `path` against torch's own; return the smallest centered cosine."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with torch.inference_mode():
@@ -189,11 +206,11 @@ def _check(path: Path, graph: nn.Module, inputs: Tensor, least: float) -> float:
         raise ModelError(
             f"{path.name}: ONNX Runtime does not run it ({first_line(error)}); nothing was kept"
         ) from error
-    figures = [centred_cosine(a, b) for a, b in zip(given, wanted, strict=True)]
+    figures = [centered_cosine(a, b) for a, b in zip(given, wanted, strict=True)]
     for name, figure in zip(names, figures, strict=True):
         if not figure >= least:  # NaN too
             raise ModelError(
-                f"{path.name}: {name} differs from torch's, centred cosine {figure:.6f} where {least} is the least; "
+                f"{path.name}: {name} differs from torch's, centered cosine {figure:.6f} where {least} is the least; "
                 "nothing was kept; check the weights"
             )
     return min(figures)
@@ -204,8 +221,3 @@ def _check_range(graph: nn.Module, inputs: Tensor, name: str) -> None:
     with torch.inference_mode():
         if not all(t.isfinite().all() for t in graph(inputs)):
             raise ModelError(f"{name}: these weights overflow float16; nothing was kept; export fp32 alone")
-
-
-def _write_tensors(visual: VisionTransformer, path: Path) -> None:
-    # Not save_file: that leaves a file which only its owner may read.
-    path.write_bytes(save({f"visual.{n}": t.contiguous() for n, t in visual.state_dict().items()}, {"format": "pt"}))

@@ -1,6 +1,6 @@
 """Towers of true shape with random weights that behave like CLIP's: for benchmarks and for tests of precision.
 
-They recognise nothing. What they share with trained CLIP is what makes low precision hard: three channels of the
+They recognize nothing. What they share with trained CLIP is what makes low precision hard: three channels of the
 residual stream about forty times larger than the rest, in every block, and LayerNorm gains that spread over an order of
 magnitude. With plain normal weights fp16 and int8 look better than they are.
 """
@@ -52,7 +52,7 @@ def random_card(name: str, arch: Mapping[str, Any], seed: int) -> ModelCard:
         context_length=shape.text.context_length if shape.text else None,
         arch=arch,
         source="random weights",
-        notes={"seed": seed, "weights": "random: they recognise nothing; for benchmarks and tests"},
+        notes={"seed": seed, "weights": "random: they recognize nothing; for benchmarks and tests"},
     )
 
 

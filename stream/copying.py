@@ -13,11 +13,13 @@ from .source import log
 from .video import best_video, open_container
 
 if TYPE_CHECKING:
+    from av.bitstream import BitStreamFilterContext
     from av.container import OutputContainer
     from av.packet import Packet
     from av.stream import Stream
 
 _HOPELESS = 100  # reads that fail one after the other
+_MPEG_CLOCK = 90_000  # ticks a second
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}  # not of what it shows
 
 
@@ -27,14 +29,21 @@ class OtherStreams:
     What an MP4 cannot carry is named in one warning: further videos, covers, subtitles that are not mov_text, data,
     audio of an unusual codec. To be made before the first packet is written. Raises `SourceError` where the file cannot
     be opened any more.
+
+    zero: the second that becomes 0. It is 0, but the clock of an MPEG stream starts anywhere in its 26 hours, and players
+    would wait that long.
     """
 
     def __init__(self, path: Path, output: OutputContainer) -> None:
+        from av.bitstream import BitStreamFilterContext
+
         self._name = path.name
         self._output = output
         self._container = open_container(path)
         self._lost = 0  # packets
         self._copies: dict[int, Stream] = {}  # by their index in `path`
+        self._filters: dict[int, BitStreamFilterContext] = {}
+        chapters = self._container.chapters()
         left = []
         seen = best_video(self._container)
         for stream in self._container.streams:
@@ -42,12 +51,18 @@ class OtherStreams:
                 continue
             if stream.type in ("audio", "subtitle") and _fits(stream):
                 self._copies[stream.index] = _add(output, stream)
-            else:
+                if stream.codec_context.name == "aac" and not stream.codec_context.extradata:
+                    # As broadcast: every packet with a header of its own, where an MP4 has one for all of them.
+                    self._filters[stream.index] = BitStreamFilterContext("aac_adtstoasc", stream)
+            elif not (chapters and _describes_chapters(stream)):
                 left.append(_describe(stream))
         if left:
-            log.warning("%s: left out of the MP4, which cannot take them as they are: %s", self._name, ", ".join(left))
-        output.set_chapters(self._container.chapters())
+            log.warning("%s: these of its streams are not copied: %s", self._name, ", ".join(left))
+        output.set_chapters(chapters)
         output.metadata.update((k, v) for k, v in self._container.metadata.items() if k not in _OF_THE_FILE)
+        broadcast = self._container.format.name in ("mpegts", "mpeg")
+        start = (self._container.start_time or 0) if broadcast else 0
+        self.zero = Fraction(round(start * _MPEG_CLOCK / 1_000_000), _MPEG_CLOCK)
         self._packets = self._read()
         self._next = next(self._packets, None)
 
@@ -60,9 +75,11 @@ class OtherStreams:
     def _mux(self, packet: Packet[Stream]) -> None:
         from av.error import ArgumentError, InvalidDataError
 
-        packet.stream = self._copies[packet.stream.index]
+        index = packet.stream.index
         try:
-            self._output.mux(packet)
+            for part in self._filters[index].filter(packet) if index in self._filters else [packet]:
+                part.stream = self._copies[index]
+                self._output.mux(part)
         except (ArgumentError, InvalidDataError):  # its time runs backwards, or it is damaged
             self._lost += 1
 
@@ -86,6 +103,9 @@ class OtherStreams:
                 return
             failures = 0
             if packet.dts is not None or packet.pts is not None:
+                zero = round(self.zero / packet.time_base)
+                packet.dts = None if packet.dts is None else packet.dts - zero
+                packet.pts = None if packet.pts is None else packet.pts - zero
                 yield packet
             elif packet.size:  # without a time it has no place; an empty one only marks the end
                 self._lost += 1
@@ -119,6 +139,11 @@ def _fits(stream: Stream) -> bool:
     with contextlib.suppress(av.error.FFmpegError):  # some codecs say only in their first packet what the index needs
         trial.close()
     return True
+
+
+def _describes_chapters(stream: Stream) -> bool:
+    """Whether this is the list of chapters, which an MP4 keeps in a stream of its own."""
+    return stream.type == "data" and stream.name == "bin_data"
 
 
 def _add(output: OutputContainer, stream: Stream) -> Stream:

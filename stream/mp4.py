@@ -26,6 +26,7 @@ _PRESET, _CRF = "veryfast", "20"
 _KEY_EVERY = 4  # seconds: how far a player must decode to jump somewhere
 _TICKS = Fraction(1, 90000)  # unit of time where the source has none
 _FINEST = 1_000_000  # ticks a second; with finer ones a pause of seconds overflows an MP4's 32 bits
+_ROUNDED = 0x2 | 0x40000  # SWS_BILINEAR | SWS_ACCURATE_RND: the default cuts the fractions off, which makes it greener
 # The file is written in fragments, so that a killed program leaves one that plays, and becomes a plain MP4 with one index
 # when it is closed. The first index waits for the first fragment: only then are the streams' starts known.
 _OPTIONS = {
@@ -39,8 +40,9 @@ _OPTIONS = {
 class Mp4(Sink):
     """An MP4 that browsers play.
 
-    Each frame keeps the time it has in its container, to the tick, or else in the medium; a frame that comes again (a
-    stalled camera) is not written twice. Aspect and color space are the source's. Audio and subtitles of a file are
+    Each frame keeps the time it has in its container, to the tick; where it has none, the video starts at 0 and each frame
+    comes as long after the first as its `time` says. A frame that comes again (a stalled camera) is not written twice.
+    Aspect and color space are the source's. Audio and subtitles of a file are
     copied without loss, to their end where the source was read to its end, else to the end of the last frame.
 
     The first picture sets the size; an odd width or height is padded by one pixel, its neighbor's double, because H.264
@@ -71,7 +73,7 @@ class Mp4(Sink):
         self._output: OutputContainer | None = None
         self._others: OtherStreams | None = None
         self._stream: VideoStream
-        self._last: tuple[Frame, int] | None = None  # the last frame and its time in ticks
+        self._last: tuple[int, float, int] | None = None  # the last frame's index, time, and time in ticks
         self._step = 0  # ticks between the last two frames
         self._closed = self._failed = False
 
@@ -103,17 +105,19 @@ class Mp4(Sink):
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"preset": _PRESET, "crf": _CRF, "g": str(max(1, round(_KEY_EVERY * self._rate)))}
         stream.codec_context.sample_aspect_ratio = self._about.aspect
-        # Whole frames in parallel, on half of the cores: the recognizer's engine has work for all of them.
-        stream.thread_type, stream.thread_count = "FRAME", max(1, min(4, (os.cpu_count() or 2) // 2))
+        # Whole frames in parallel, so that a call need not wait for its own; few, as the recognizer wants the cores too.
+        stream.thread_type, stream.thread_count = "FRAME", max(2, min(4, (os.cpu_count() or 2) // 2))
         said = self._about.color
         self._space = said if said in colors.TAGS else colors.guess(width, height)
         stream.color_primaries, stream.color_trc, stream.colorspace = colors.TAGS[self._space]
         stream.color_range = colors.LIMITED
         self._stream = stream
         self._canvas: Image | None = None
+        self._zero = Fraction(first.time) if first.pts is None else Fraction(0)  # a host's clock may count from 1970
         if self._about.path is not None and self._about.path.is_file():
             try:
                 self._others = OtherStreams(self._about.path, output)
+                self._zero = self._others.zero
             except SourceError as error:
                 log.warning("%s; its audio and subtitles are not copied", error)
 
@@ -122,28 +126,28 @@ class Mp4(Sink):
 
         ticks = self._ticks(frame)
         if self._last is not None:
-            last, before = self._last
-            if (frame.index, frame.time) == (last.index, last.time):
+            if (frame.index, frame.time) == self._last[:2]:
                 return  # a live run gives its last frame again while no new one comes
-            ticks = max(ticks, before + 1)
-            self._step = ticks - before
+            ticks = max(ticks, self._last[2] + 1)
+            self._step = ticks - self._last[2]
         yuv = self._reformatter.reformat(
             VideoFrame.from_numpy_buffer(self._fitted(image), "bgr24"),  # no copy: it is converted before this returns
             format="yuv420p",
             dst_colorspace=colors.MATRIX[self._space],
             src_color_range=colors.FULL,
             dst_color_range=colors.LIMITED,
+            interpolation=_ROUNDED,
             threads=1,
         )
         yuv.pts, yuv.time_base = ticks, self._base
         for packet in self._stream.encode(yuv):
             self._mux(packet)
-        self._last = frame, ticks
+        self._last = frame.index, frame.time, ticks
 
     def _ticks(self, frame: Frame) -> int:
         if frame.pts is not None and frame.time_base is not None:
-            return round(frame.pts * frame.time_base / self._base)  # exact: mostly the same unit
-        return round(frame.time / self._base)
+            return round((frame.pts * frame.time_base - self._zero) / self._base)  # exact: mostly the same unit
+        return round((Fraction(frame.time) - self._zero) / self._base)
 
     def _fitted(self, image: Image) -> Image:
         """`image` at the size of the video, its rows without gaps."""
@@ -184,7 +188,7 @@ class Mp4(Sink):
         self._closed = True
         try:
             if self._last is not None and not self._failed:
-                self._finish(self._last[1])
+                self._finish(self._last[2])
             if self._output is not None:
                 self._output.close()
             if self._last is None and not self._was_there:

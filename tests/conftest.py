@@ -1,0 +1,74 @@
+"""What several test files share: the real data, and videos made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipsight.engines import Image
+
+REAL = Path(__file__).parent.parent.parent / "shared" / "real"
+
+MakeVideo = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real data, ../shared/real; without it the test is skipped, where CI=true it fails."""
+    if not REAL.is_dir():
+        reason = f"the real data is not at {REAL}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def make_video() -> MakeVideo:
+    """`make_video(path, images, ticks, base)`: an MP4 of these pictures at these times, written by PyAV alone."""
+
+    def make(
+        path: Path,
+        images: Sequence[Image],
+        ticks: Sequence[int] | None = None,
+        base: Fraction = Fraction(1, 10),
+        *,
+        rotation: float = 0,
+        mirrored: bool = False,
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        import av
+
+        with av.open(str(path), "w", container_options=options or {}) as output:
+            stream = output.add_stream("libx264", rate=10, time_base=base, options={"crf": "1", "preset": "ultrafast"})
+            stream.height, stream.width = images[0].shape[:2]
+            stream.pix_fmt = "yuv420p"
+            if rotation or mirrored:
+                stream.set_display_rotation(rotation, hflip=mirrored)
+            for i, image in enumerate(images):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "bgr24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = ticks[i] if ticks else i, base
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def moving() -> Callable[..., list[Image]]:
+    """`moving(n, width, height)`: n pictures, no two alike, with something in them to encode."""
+
+    def make(n: int, width: int = 64, height: int = 48) -> list[Image]:
+        y, x = np.mgrid[:height, :width]
+        return [
+            np.stack([(x * 3 + 5 * i) % 256, (y * 4) % 256, (x + y + 9 * i) % 256], -1).astype(np.uint8)
+            for i in range(n)
+        ]
+
+    return make
