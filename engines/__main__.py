@@ -79,7 +79,7 @@ def _export(options: argparse.Namespace) -> None:
         from .towers import find_arch
     except ImportError as error:
         raise BackendMissing(
-            f'export needs {error.name}, which is not installed; run: pip install -e ".[export]"'
+            f'export needs {error.name or error}, which is not installed; run: pip install -e ".[export]"'
         ) from None
     arch = find_arch(options.random)
     if options.no_text:

@@ -17,9 +17,10 @@ from .errors import BackendError, ModelError
 class TorchEngine(HostPrepared):
     """The CPU, or with `device` the CUDA GPU of that index; fp16 on a GPU only, where "auto" is fp32 all the same.
 
-    threads: torch has one setting for the whole process and no pool per model, so a number given here also holds for the
-    host program's own torch work and for engines opened before; None leaves torch's setting as it is (off Linux, where
-    priority cannot help, a background engine takes one core less).
+    threads: torch has no pool per model, only `torch.set_num_threads`. A number given here holds for the thread that opens
+    the engine (with `background` the engine's own) and for every thread of the process that starts using torch later, the
+    host program's too; a thread that has used torch before keeps what it had. None leaves torch's setting as it is (off
+    Linux, where priority cannot help, a background engine takes one core less).
     """
 
     name = "torch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -120,6 +121,10 @@ class Mp4(Sink):
                 self._zero = self._others.zero
             except SourceError as error:
                 log.warning("%s; its audio and subtitles are not copied", error)
+        # Starts are written in this unit, by default in milliseconds.
+        units = [self._base, *(s.time_base for s in output.streams if s.time_base)]
+        finest = math.lcm(*(unit.denominator for unit in units))
+        output.container_options["movie_timescale"] = str(finest if finest < 2**31 else self._base.denominator)
 
     def _append(self, image: Image, frame: Frame) -> None:
         from av import VideoFrame

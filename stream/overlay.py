@@ -125,8 +125,8 @@ def _layout(width: int, height: int, rows: int, foot: bool) -> _Layout | None:
     text = max(10, round(15 * scale))
     title, small = round((1.6 if short >= 300 else 1.3) * text), max(9, round(0.8 * text))
     row, bar_top, bar = round(2.2 * text), round(0.5 * text), max(2, round(0.2 * text))
-    margin, pad = round(min(1.3 * text, 0.03 * short)), round(min(1.1 * text, 0.05 * short))
-    wide = min(round(16.7 * text), round(0.56 * width))
+    margin, pad = round(min(0.9 * text, 0.03 * short)), round(min(text, 0.05 * short))
+    wide = min(round(17.6 * text), round(0.56 * width))
     if wide - 2 * pad < 4 * text:
         return None
     for n, with_foot in _choices(rows, foot):
@@ -264,8 +264,8 @@ def _rendered(shown: _Shown) -> _Panel:
     size, color = at.title, _WHITE
     if shown.quiet:
         size, color = at.text, _WARNING if shown.warning and not at.foot_base else _QUIET
-    elif measure(shown.title, size, bold=True) > at.inner:
-        size = round(0.75 * size)
+    elif (needed := measure(shown.title, size, bold=True)) > at.inner:
+        size = max(at.text, size * at.inner // needed)  # smaller before it is cut
     write(_text(shown.title, size, not shown.quiet, at.inner, color), at.pad, at.title_base, size)
 
     for i, row in enumerate(shown.rows):
