@@ -65,9 +65,7 @@ def _list(_options: argparse.Namespace) -> None:
     folders = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
     for folder in folders:
         card = ModelCard.load(folder)
-        print(
-            f"  {folder.name:10} {card.size} px, {card.dim} numbers a picture, license: {card.license or 'not stated'}"
-        )
+        print(f"  {folder.name:10} {card.size} px, {card.dim} numbers a picture, license: {card.license or 'not stated'}")
     if not folders:
         print("  none shipped; give the path of a model folder instead")
 
@@ -88,9 +86,7 @@ def _export(options: argparse.Namespace) -> None:
     figures = export(model, options.output, card, options.precision, patches=options.patches)
     for name, figure in figures.items():
         print(f"{options.output / name}: centered cosine to torch {figure:.7f}")
-    print(
-        f"{card.id} is in {options.output}. Its weights are random: it recognizes nothing and is for measuring speed."
-    )
+    print(f"{card.id} is in {options.output}. Its weights are random: it recognizes nothing and is for measuring speed.")
 
 
 def _seed(text: str) -> int:

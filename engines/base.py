@@ -121,9 +121,7 @@ class HostPrepared(Engine):
 
     def __init__(self, card: ModelCard, *, background: bool = False) -> None:
         super().__init__(card)
-        self._worker = (
-            ThreadPoolExecutor(1, f"clipsight-{self.name}", initializer=lower_priority) if background else None
-        )
+        self._worker = ThreadPoolExecutor(1, f"clipsight-{self.name}", initializer=lower_priority) if background else None
 
     def _in_worker(self, work: Callable[[], T]) -> T:
         return self._worker.submit(work).result() if self._worker else work()
@@ -171,9 +169,7 @@ def check_graph(path: Path, card: ModelCard, inputs: Mapping[str, Sequence[Any]]
     shape = list(inputs[INPUT])
     fixed = [d if isinstance(d, int) else want for d, want in zip(shape[1:], (3, card.size, card.size), strict=False)]
     if len(shape) != 4 or fixed != [3, card.size, card.size]:
-        raise ModelError(
-            f"{path}: takes {shape}, the card says N x 3 x {card.size} x {card.size}; correct 'size' in card.json"
-        )
+        raise ModelError(f"{path}: takes {shape}, the card says N x 3 x {card.size} x {card.size}; correct 'size' in card.json")
     return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
 
 

@@ -50,9 +50,7 @@ def bench(model: str | Path, *, rounds: int, calls: int, say: Callable[[str], No
     say(f"frame to vector, 1280x720, batch 1, {rounds} rounds of {calls} calls in turn")
     for name, seconds in times.items():
         p50, p95 = np.percentile(seconds, (50, 95)) * 1e3
-        say(
-            f"  {name:9} p50 {p50:7.1f} ms  p95 {p95:7.1f} ms   x{np.median(seconds) / first:.2f} of {next(iter(times))}"
-        )
+        say(f"  {name:9} p50 {p50:7.1f} ms  p95 {p95:7.1f} ms   x{np.median(seconds) / first:.2f} of {next(iter(times))}")
     return times
 
 

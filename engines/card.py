@@ -86,9 +86,7 @@ class ModelCard:
         if unknown:
             raise ModelError(f"{path}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
         required = get_type_hints(cls).keys() - {
-            n
-            for n, f in known.items()
-            if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+            n for n, f in known.items() if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         }
         missing = [n for n in known if n in required and n not in facts]
         if missing:

@@ -203,9 +203,7 @@ def _check(path: Path, graph: nn.Module, inputs: Tensor, least: float) -> float:
         names = [o.name for o in session.get_outputs()]
         given = session.run(names, {session.get_inputs()[0].name: inputs.numpy()})
     except Exception as error:
-        raise ModelError(
-            f"{path.name}: ONNX Runtime does not run it ({first_line(error)}); nothing was kept"
-        ) from error
+        raise ModelError(f"{path.name}: ONNX Runtime does not run it ({first_line(error)}); nothing was kept") from error
     figures = [centered_cosine(a, b) for a, b in zip(given, wanted, strict=True)]
     for name, figure in zip(names, figures, strict=True):
         if not figure >= least:  # NaN too

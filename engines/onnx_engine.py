@@ -46,17 +46,13 @@ class OnnxEngine(HostPrepared):
                     "onnx: this onnxruntime has no CUDA; run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
                 )
         try:
-            self._session: Any = self._in_worker(
-                lambda: onnxruntime.InferenceSession(str(path), options, providers=[provider])
-            )
+            self._session: Any = self._in_worker(lambda: onnxruntime.InferenceSession(str(path), options, providers=[provider]))
         except Exception as error:
             self.close()
             raise BackendError(f"onnx: {path} does not load ({first_line(error)})") from error
         if device is not None and self._session.get_providers()[0] != "CUDAExecutionProvider":
             self.close()  # ONNX Runtime falls back to the CPU with no more than a log line
-            raise BackendError(
-                f"onnx: CUDA device {device} cannot be used; see what: nvidia-smi; or leave --device out"
-            )
+            raise BackendError(f"onnx: CUDA device {device} cannot be used; see what: nvidia-smi; or leave --device out")
         inputs = {i.name: i.shape for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
         self.max_batch = check_graph(path, card, inputs, self._outputs) or self.max_batch

@@ -49,8 +49,7 @@ class OpenVinoEngine(HostPrepared):
             self.close()
             raise BackendError(f"openvino: {path} does not load on {target} ({first_line(error)})") from error
         inputs = {
-            p.get_any_name(): [d.get_length() if d.is_static else None for d in p.get_partial_shape()]
-            for p in model.inputs
+            p.get_any_name(): [d.get_length() if d.is_static else None for d in p.get_partial_shape()] for p in model.inputs
         }
         self._outputs = [p.get_any_name() for p in model.outputs]
         self.max_batch = check_graph(path, card, inputs, self._outputs) or self.max_batch

@@ -56,9 +56,7 @@ def make(folder: Path) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     palette = np.array([*COLORS.values(), *[(g, g, g) for g in _GRAYS]], np.float32) * 2 - 1  # as normalized
-    weight = (2 * _SHARPNESS / 4) * palette[
-        :, :, None, None
-    ]  # -|p - c|^2 = 2pc - |c|^2 - |p|^2, the last the same for all
+    weight = (2 * _SHARPNESS / 4) * palette[:, :, None, None]  # -|p - c|^2 = 2pc - |c|^2 - |p|^2, the last the same for all
     bias = -(_SHARPNESS / 4) * (palette**2).sum(1)
     constants = {
         "weight": weight,
@@ -89,9 +87,7 @@ def make(folder: Path) -> None:
     (folder / "image.onnx").write_bytes(model.SerializeToString())
     CARD.save(folder)
     axes = np.eye(CARD.dim, dtype=np.float32)
-    np.savez(
-        folder / "labels.npz", names=[f"{color} card" for color in COLORS], vectors=axes[:-1], background=axes[-1:]
-    )
+    np.savez(folder / "labels.npz", names=[f"{color} card" for color in COLORS], vectors=axes[:-1], background=axes[-1:])
 
 
 if __name__ == "__main__":

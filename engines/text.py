@@ -24,9 +24,7 @@ class TextEncoder:
 
         for name in ("text.onnx", "tokenizer.json"):
             if not (folder / name).is_file():
-                raise ModelError(
-                    f"{folder}: {name} is not there, so words cannot be encoded; give a label bank (.safetensors)"
-                )
+                raise ModelError(f"{folder}: {name} is not there, so words cannot be encoded; give a label bank (.safetensors)")
         if not card.context_length:
             raise ModelError(f"{folder}/card.json: 'context_length' is needed for words; add it")
         self.card = card
@@ -34,9 +32,7 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                str(folder / "text.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(str(folder / "text.onnx"), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ModelError(f"{folder}: the text tower does not load ({str(error).splitlines()[0]})") from error
         # Zeros after the end token, and cut so that the end token stays: what CLIP's own tokenizer does.

@@ -42,9 +42,7 @@ class TorchEngine(HostPrepared):
             if precision == "fp16" and device is None:
                 raise BackendError("torch: fp16 needs a CUDA GPU; add --device 0, or use --precision fp32")
             if device is not None and not torch.cuda.is_available():
-                raise BackendError(
-                    f"torch: no CUDA for device {device}; leave --device out, or install torch with CUDA"
-                )
+                raise BackendError(f"torch: no CUDA for device {device}; leave --device out, or install torch with CUDA")
             if device is not None and device not in range(torch.cuda.device_count()):
                 raise BackendError(f"torch: no CUDA device {device}; there are {torch.cuda.device_count()}, from 0")
             if threads is None and background and sys.platform != "linux":

@@ -259,7 +259,8 @@ def load(arch: Mapping[str, Any], state: Mapping[str, Tensor]) -> CLIP:
     """Build the towers of `arch` around the tensors of `state`, as float32, for inference.
 
     `state` is OpenAI's or open_clip's state dict of that shape; the three numbers that OpenAI's own archives carry beside
-    the weights are left out. Its float32 tensors are used, not copied. Raises `ModelError` naming the first tensor that is missing, not expected or of another shape.
+    the weights are left out. Its float32 tensors are used as they are, not copied. Raises `ModelError` naming the first
+    tensor that is missing, not expected or of another shape.
     """
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = CLIP(arch)

@@ -74,7 +74,8 @@ class Scores:
         other = -np.inf if self.nothing is None else bank.logit_scale * self.nothing + bank.logit_bias
         highest = max(float(logits.max()), other)
         weights = np.exp(logits - highest)
-        return (weights / (weights.sum() + np.exp(other - highest))).astype(np.float32)
+        shares: NDArray[np.float32] = (weights / (weights.sum() + np.exp(other - highest))).astype(np.float32)
+        return shares
 
     @property
     def label(self) -> str | None:
@@ -211,9 +212,7 @@ class LabelBank:
         arrays = {"vectors": np.ascontiguousarray(self.vectors)}
         if self.background is not None:
             arrays["background"] = np.ascontiguousarray(self.background)
-        facts = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vectors", "background")
-        }
+        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vectors", "background")}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             save_file(arrays, part, {"format": _FORMAT, "bank": json.dumps(facts, ensure_ascii=False)})
@@ -262,4 +261,5 @@ def _cosines(vectors: Vectors, labels: Vectors) -> NDArray[np.float32]:
     einsum, not `@`: it runs in the calling thread. A BLAS pool of several threads waits for its slowest member, and
     beside an encoder that fills every core 10,000 labels take ten times as long (`python -m clipsight.labels bench`).
     """
-    return np.einsum("nd,md->nm", vectors, labels)
+    cosines: NDArray[np.float32] = np.einsum("nd,md->nm", vectors, labels)
+    return cosines

@@ -35,9 +35,7 @@ def open_bank(labels: str | Path | LabelBank, model: str | Path) -> LabelBank:
     if path.suffix or len(path.parts) > 1:
         raise LabelError(f"{path}: no such file")
     lists = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors")))
-    raise LabelError(
-        f"no label list {text!r}; give a bank (.safetensors), a text file, words with commas, or one of: {lists}"
-    )
+    raise LabelError(f"no label list {text!r}; give a bank (.safetensors), a text file, words with commas, or one of: {lists}")
 
 
 def read_words(path: Path) -> list[str]:

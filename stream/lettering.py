@@ -190,13 +190,7 @@ class _Strokes:
         self._cv2 = cv2
 
     def draw(self, text: str, size: int, bold: bool, backwards: bool, pad: int) -> tuple[Mask, int]:
-        text = (
-            (turned(text) if backwards else text)
-            .replace("…", "...")
-            .replace("·", "-")
-            .encode("ascii", "replace")
-            .decode()
-        )
+        text = (turned(text) if backwards else text).replace("…", "...").replace("·", "-").encode("ascii", "replace").decode()
         scale, thick = size / 30, max(1, round(size / (10 if bold else 16)))
         font, smooth = self._cv2.FONT_HERSHEY_SIMPLEX, self._cv2.LINE_AA
         advance = int(self._cv2.getTextSize(text, font, scale, thick)[0][0])

@@ -59,9 +59,7 @@ class Mp4(Sink):
         try:
             Codec("libx264", "w")
         except UnknownCodecError:
-            raise SinkError(
-                "this PyAV cannot encode H.264; install its own wheel: pip install --force-reinstall av"
-            ) from None
+            raise SinkError("this PyAV cannot encode H.264; install its own wheel: pip install --force-reinstall av") from None
         self._path = Path(path)
         self._like = like
         self._about = like.about if like is not None else About()

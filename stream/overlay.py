@@ -159,8 +159,7 @@ def _panel(result: Result, width: int, height: int, top: int) -> _Panel:
     if layout is None:
         return _nothing()
     rows = tuple(
-        _Row(name, percent, round(share * layout.inner), name == result.label)
-        for name, percent, share in best[: layout.rows]
+        _Row(name, percent, round(share * layout.inner), name == result.label) for name, percent, share in best[: layout.rows]
     )
     title = result.label or ("looking …" if scores is None else "nothing on the list")
     if remark and not layout.foot_base:  # a dead camera is told of even where one line is all there is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 
 from ..engines import Box
@@ -20,7 +20,7 @@ _STALLED = 1.0  # seconds without a frame after which a source counts as stalled
 _FIGURES = 0.25  # seconds between two sets of figures: faster than this nobody reads them
 
 
-def each(source: Source, recognize: Recognize, *, batch: int = 1) -> Iterator[Result]:
+def each(source: Source, recognize: Recognize, *, batch: int = 1) -> Generator[Result, None, None]:
     """Every frame of the source with its own scores, in order, nothing dropped: for files and folders.
 
     batch: frames given to `recognize` at once (it pays on a GPU). Reading, recognizing and what the caller does with a

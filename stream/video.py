@@ -238,9 +238,7 @@ def open_container(path: Path) -> InputContainer:
         raise SourceError(f"{path}: is empty; take another copy of the file")
     try:
         # "file:" keeps a name like "a:b.mp4" from being taken for an address; nothing in the file may lead elsewhere.
-        return av.open(
-            f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace", mode="r"
-        )
+        return av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace", mode="r")
     except av.error.FFmpegError:
         if start[4:8] in (b"ftyp", b"mdat", b"free", b"wide", b"skip"):
             raise SourceError(

@@ -66,9 +66,6 @@ def moving() -> Callable[..., list[Image]]:
 
     def make(n: int, width: int = 64, height: int = 48) -> list[Image]:
         y, x = np.mgrid[:height, :width]
-        return [
-            np.stack([(x * 3 + 5 * i) % 256, (y * 4) % 256, (x + y + 9 * i) % 256], -1).astype(np.uint8)
-            for i in range(n)
-        ]
+        return [np.stack([(x * 3 + 5 * i) % 256, (y * 4) % 256, (x + y + 9 * i) % 256], -1).astype(np.uint8) for i in range(n)]
 
     return make

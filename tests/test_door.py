@@ -29,9 +29,7 @@ HEADLESS = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND
 
 
 def door(*words: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*DOOR, *map(str, words)], capture_output=True, text=True, check=False, env=HEADLESS, timeout=timeout
-    )
+    return subprocess.run([*DOOR, *map(str, words)], capture_output=True, text=True, check=False, env=HEADLESS, timeout=timeout)
 
 
 def one_line(done: subprocess.CompletedProcess[str], status: int) -> str:
@@ -46,7 +44,7 @@ def times(path: Path) -> list[Fraction]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert stream.time_base is not None
-        return [f.pts * stream.time_base for f in container.decode(stream)]  # type: ignore[misc, operator]
+        return [f.pts * stream.time_base for f in container.decode(stream)]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +66,8 @@ def fragile_model(folder: Path) -> Path:
         [numpy_helper.from_array(np.zeros(1, np.float32), "unused")],
     )
     folder.mkdir()
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "image.onnx")
-    )
-    ModelCard("fragile", "fragile", 8, 3, (0.0,) * 3, (1.0,) * 3).save(folder)  # type: ignore[arg-type]
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "image.onnx"))
+    ModelCard("fragile", "fragile", 8, 3, (0.0,) * 3, (1.0,) * 3).save(folder)
     LabelBank(("red", "green", "blue"), np.eye(3, dtype=np.float32), "fragile").save(folder / "bank.safetensors")
     return folder
 
@@ -285,7 +281,7 @@ class TestWrongUse:
         done = door(clip, "--model", "demo", "--save", tmp_path / "none" / "out.mp4", "--no-window")
         assert "make it first" in one_line(done, 2)
 
-    def test_an_output_that_is_the_source(self, tmp_path: Path, clip: Path) -> None:
+    def test_an_output_that_is_the_source(self, clip: Path) -> None:
         before = clip.read_bytes()
         done = door(clip, "--model", "demo", "--save", clip, "--no-window")
         assert "the source itself" in one_line(done, 2)
@@ -299,7 +295,7 @@ class TestWrongUse:
         assert "--save" in one_line(door(clip, "--model", "demo", "--no-window"), 2)
         assert "no display" in one_line(door(clip, "--model", "demo"), 2)
 
-    def test_a_backend_that_is_not_installed(self, tmp_path: Path, clip: Path) -> None:
+    def test_a_backend_that_is_not_installed(self, tmp_path: Path) -> None:
         code = (
             "import sys, importlib.util as u; find = u.find_spec\n"
             "u.find_spec = lambda name, *a: None if name == 'openvino' else find(name, *a)\n"

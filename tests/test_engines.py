@@ -110,14 +110,11 @@ class TestEngine:
         images = pictures(4)
         session = onnxruntime.InferenceSession(str(tiny / "image.onnx"), providers=["CPUExecutionProvider"])
         (wanted,) = session.run(["image_embeds"], {"pixel_values": prepare(images, engine.card)})
-        assert (
-            centered_cosines(engine.encode(images), wanted / np.linalg.norm(wanted, axis=1, keepdims=True)).min()
-            > 0.99999
-        )
+        assert centered_cosines(engine.encode(images), wanted / np.linalg.norm(wanted, axis=1, keepdims=True)).min() > 0.99999
 
     def test_pictures_of_another_form_are_refused_before_anything_runs(self, engine: Engine) -> None:
         with pytest.raises(ImageError):
-            engine.submit([np.zeros((4, 4), np.uint8)])  # type: ignore[list-item]
+            engine.submit([np.zeros((4, 4), np.uint8)])
 
     def test_results_stay_after_the_next_call(self, engine: Engine) -> None:
         first, second = pictures(2)
@@ -213,9 +210,7 @@ class TestEngine:
             open_engine(tmp_path, backend)
 
 
-def graph_of(
-    tmp_path: Path, value: float, size: int = 8, dim: int = 3, name: str = "image_embeds", batch: Any = "n"
-) -> Path:
+def graph_of(tmp_path: Path, value: float, size: int = 8, dim: int = 3, name: str = "image_embeds", batch: Any = "n") -> Path:
     """A model folder whose answer is its input's mean color times `value`; the card says 8 pixels and 3 numbers."""
     graph = helper.make_graph(
         [

@@ -25,7 +25,8 @@ def bank(**more: object) -> LabelBank:
 
 def vector(*values: float) -> np.ndarray:
     array = np.array([values], np.float32)
-    return array / np.linalg.norm(array)
+    unit: np.ndarray = array / np.linalg.norm(array)
+    return unit
 
 
 def test_values_are_cosines_and_top_is_sorted() -> None:
@@ -155,7 +156,7 @@ def test_a_bank_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
 
 def test_scoring_a_batch_is_scoring_each_and_equals_the_product() -> None:
     rng = np.random.default_rng(0)
-    many = LabelBank(tuple(map(str, range(1000))), rng.standard_normal((1000, 512)), "s")
+    many = LabelBank(tuple(map(str, range(1000))), rng.standard_normal((1000, 512), np.float32), "s")
     vectors = rng.standard_normal((7, 512)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     together = many.score(vectors)
@@ -166,7 +167,7 @@ def test_scoring_a_batch_is_scoring_each_and_equals_the_product() -> None:
 
 def test_scoring_works_in_the_calling_thread_alone() -> None:
     rng = np.random.default_rng(0)
-    many = LabelBank(tuple(map(str, range(10_000))), rng.standard_normal((10_000, 512)), "s")
+    many = LabelBank(tuple(map(str, range(10_000))), rng.standard_normal((10_000, 512), np.float32), "s")
     one = many.vectors[:1]
     process, thread = time.process_time(), time.thread_time()
     for _ in range(50):
@@ -195,7 +196,7 @@ def test_opening(tmp_path: Path) -> None:
 
 def test_real_text_embeddings_load_as_a_bank(real: Path, tmp_path: Path) -> None:
     """171 COCO-Stuff labels of the real ViT-B/16: each is its own best match, and kin are near."""
-    ModelCard("vit", "openai-vit-b-16", 224, 512, (0.5,) * 3, (0.5,) * 3).save(tmp_path)  # type: ignore[arg-type]
+    ModelCard("vit", "openai-vit-b-16", 224, 512, (0.5,) * 3, (0.5,) * 3).save(tmp_path)
     coco = bank_of_npz(real / "text" / "clip-vitb16" / "coco_stuff171_ensemble.npz", str(tmp_path))
     assert len(coco) == 171
     for name, scores in zip(coco.names, coco.score(coco.vectors), strict=True):

@@ -171,9 +171,7 @@ class TestLettering:
         assert bidi.joined("گربه") == "\ufb94\ufeae\ufe91\ufeea"
         assert bidi.joined("dog 5 שלום") == "dog 5 שלום"
 
-    @pytest.mark.parametrize(
-        "text", ["a label without end and without reason", "金毛寻回犬金毛寻回犬", "גולדן רטריבר שלום"]
-    )
+    @pytest.mark.parametrize("text", ["a label without end and without reason", "金毛寻回犬金毛寻回犬", "גולדן רטריבר שלום"])
     @pytest.mark.parametrize("width", [0, 1, 7, 30, 60, 100])
     def test_long_texts_are_cut_to_the_width(self, text: str, width: int) -> None:
         assert measure(text, 16) > 100

@@ -44,9 +44,7 @@ def test_the_golden_tensors_of_clip(real: Path) -> None:
         assert (off > 0.5).mean() < 1e-3, name
 
 
-@pytest.mark.parametrize(
-    "shape", [(720, 1280), (1280, 720), (144, 176), (224, 224), (225, 223), (37, 1000), (480, 641)]
-)
+@pytest.mark.parametrize("shape", [(720, 1280), (1280, 720), (144, 176), (224, 224), (225, 223), (37, 1000), (480, 641)])
 @pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
 def test_crop_is_pil_and_center_crop(shape: tuple[int, int], filter: str) -> None:
     image = smooth_noise(*shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ def workers() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left() -> None:  # type: ignore[misc]
-    yield  # type: ignore[misc]
+def _no_thread_is_left() -> Iterator[None]:
+    yield
     gc.collect()
     assert workers() == []
 
@@ -53,7 +53,7 @@ def test_each_closes_the_source_when_left_early() -> None:
     source = Frames(pictures(1000))
     results = each(source, parity)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert list(source) == []
 
 
@@ -215,11 +215,11 @@ def test_closing_while_a_paced_source_waits_is_prompt() -> None:
 def test_a_source_that_hangs_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
     release = threading.Event()
 
-    def stuck() -> object:
+    def stuck() -> Iterator[Image]:
         yield pictures(1)[0]
         release.wait(60)
 
-    results = live(Frames(stuck(), 1000), parity)  # type: ignore[arg-type]
+    results = live(Frames(stuck(), 1000), parity)
     next(iter(results))
     started = time.monotonic()
     results.close()

@@ -319,12 +319,8 @@ def test_times_that_run_back_are_put_right(tmp_path: Path, moving: Moving) -> No
 COLORS = [(0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255), (0, 0, 0), (128, 128, 128), (40, 120, 200)]  # BGR
 
 
-@pytest.mark.parametrize(
-    ("size", "space", "kr", "kb"), [((1280, 720), 1, 0.2126, 0.0722), ((640, 480), 6, 0.299, 0.114)]
-)
-def test_colors_are_written_as_the_tags_say(
-    tmp_path: Path, size: tuple[int, int], space: int, kr: float, kb: float
-) -> None:
+@pytest.mark.parametrize(("size", "space", "kr", "kb"), [((1280, 720), 1, 0.2126, 0.0722), ((640, 480), 6, 0.299, 0.114)])
+def test_colors_are_written_as_the_tags_say(tmp_path: Path, size: tuple[int, int], space: int, kr: float, kb: float) -> None:
     out = tmp_path / "out.mp4"
     write_these = [np.full((size[1], size[0], 3), color, np.uint8) for color in COLORS]
     with Mp4(out) as sink:
@@ -416,9 +412,7 @@ def with_sound(path: Path, codec: str, images: list[Image], **container_options:
         sound = output.add_stream(codec, rate=48000)
         for i, image in enumerate(images):
             output.mux(video.encode(av.VideoFrame.from_ndarray(image, "bgr24")))
-            noise = av.AudioFrame.from_ndarray(
-                rng.integers(-9999, 9999, (1, 2 * 4800)).astype(np.int16), "s16", "stereo"
-            )
+            noise = av.AudioFrame.from_ndarray(rng.integers(-9999, 9999, (1, 2 * 4800)).astype(np.int16), "s16", "stereo")
             noise.sample_rate, noise.pts, noise.time_base = 48000, 4800 * i, Fraction(1, 48000)
             output.mux(sound.encode(noise))  # type: ignore[arg-type]
         output.mux([*video.encode(None), *sound.encode(None)])
@@ -457,16 +451,12 @@ def test_chapters_and_title_come_along(tmp_path: Path, moving: Moving, caplog: p
     for path in (once, twice):
         with av.open(str(path)) as container:
             assert container.metadata["title"] == "Tïtel"
-            assert [(c["start"] * c["time_base"], c["metadata"]["title"]) for c in container.chapters()] == [
-                (0, "Eins")
-            ]  # type: ignore[operator]
+            assert [(c["start"] * c["time_base"], c["metadata"]["title"]) for c in container.chapters()] == [(0, "Eins")]  # type: ignore[operator]
     assert copied(twice) == copied(once) == copied(tmp_path / "clip.mkv")
     assert not caplog.records
 
 
-def test_a_source_that_is_gone_costs_the_sound_only(
-    tmp_path: Path, moving: Moving, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_source_that_is_gone_costs_the_sound_only(tmp_path: Path, moving: Moving, caplog: pytest.LogCaptureFixture) -> None:
     path = with_sound(tmp_path / "clip.mkv", "flac", moving(5))
     with Video(path) as source, Mp4(tmp_path / "out.mp4", source) as sink:
         path.write_bytes(b"something else")

@@ -318,9 +318,7 @@ def test_a_cut_avi_says_so(tmp_path: Path, moving: Moving) -> None:
         list(source)
 
 
-def test_frames_that_an_edit_list_takes_out_are_not_missed(
-    tmp_path: Path, make_video: MakeVideo, moving: Moving
-) -> None:
+def test_frames_that_an_edit_list_takes_out_are_not_missed(tmp_path: Path, make_video: MakeVideo, moving: Moving) -> None:
     path = make_video(tmp_path / "trimmed.mp4", moving(30), [i - 8 for i in range(30)])  # phones trim like this
     with Video(path) as source:
         assert [f.pts for f in source] == [1024 * i for i in range(22)]
@@ -343,14 +341,10 @@ def test_one_damaged_matroska_packet_costs_one_frame_at_most(
         times = [f.time for f in source]
     assert len(times) >= 309
     assert times[-1] == 10.3
-    assert [r.getMessage() for r in caplog.records] == [
-        "hit.mkv: 1 damaged packet; what they held is missing or spoilt"
-    ]
+    assert [r.getMessage() for r in caplog.records] == ["hit.mkv: 1 damaged packet; what they held is missing or spoilt"]
 
 
-def test_bytes_that_are_lost_in_a_matroska_are_told(
-    real: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bytes_that_are_lost_in_a_matroska_are_told(real: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = bytearray((real / "videos" / "decord_flipping_a_pancake.mkv").read_bytes())
     at = len(data) // 3
     data[at : at + 3000] = random.Random(1).randbytes(3000)
@@ -375,9 +369,7 @@ def test_a_damaged_mp4_goes_on(real: Path, tmp_path: Path, caplog: pytest.LogCap
     assert "damaged packet" in record.getMessage()
 
 
-def test_what_cannot_be_opened_says_why_in_one_line(
-    real: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_opened_says_why_in_one_line(real: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.mp4").write_text("this is not a video\n" * 50, encoding="utf-8")
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "folder.mp4").mkdir()
@@ -463,9 +455,7 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path, moving: Moving) ->
     # An EXIF block with one entry: orientation (0x0112), a short, 6: turn it 90 degrees clockwise.
     entry = (0x0112).to_bytes(2, "big") + (3).to_bytes(2, "big") + (1).to_bytes(4, "big") + b"\0\x06\0\0"
     block = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + entry + b"\0\0\0\0"
-    (tmp_path / "turned.jpg").write_bytes(
-        data[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + data[2:]
-    )
+    (tmp_path / "turned.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + data[2:])
     with Pictures(tmp_path / "turned.jpg") as source:
         (frame,) = source
     assert frame.image.shape == (64, 48, 3)

@@ -65,9 +65,7 @@ class Reference(nn.Module):
         return norm(x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        layers = {
-            n.split("resblocks.")[1].split(".")[0] for n in self.state if n.startswith(f"{self.prefix}transformer.")
-        }
+        layers = {n.split("resblocks.")[1].split(".")[0] for n in self.state if n.startswith(f"{self.prefix}transformer.")}
         for layer in range(len(layers)):
             block = f"transformer.resblocks.{layer}."
             weights = {n: self.state[f"{self.prefix}{block}{n}"] for n in BLOCK}
@@ -178,9 +176,7 @@ def test_load_names_the_tensor_that_does_not_fit() -> None:
     name = "visual.transformer.resblocks.2.ln_1.bias"
     with pytest.raises(ModelError, match=rf"^weights: {name} is missing \(64 expected\); .*correct the card$"):
         load(TINY, {n: t for n, t in state.items() if n != name})
-    with pytest.raises(
-        ModelError, match=r"^weights: visual.proj is 64 x 25, the arch says 64 x 24; .*correct the card$"
-    ):
+    with pytest.raises(ModelError, match=r"^weights: visual.proj is 64 x 25, the arch says 64 x 24; .*correct the card$"):
         load(TINY, {**state, "visual.proj": torch.zeros(64, 25)})
     with pytest.raises(ModelError, match=r"^weights: logit_bias is not expected; .*correct the card$"):
         load(TINY, {**state, "logit_bias": torch.zeros(())})

@@ -34,9 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export(random_model(ARCH, 0), folder, random_card("tiny", ARCH, 0))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=298, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=298, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(["a photo of a cat", "a photo of a dog"] * 5, trainer)
     tokenizer.add_special_tokens(["<start>", "<end>"])
     start, end = tokenizer.token_to_id("<start>"), tokenizer.token_to_id("<end>")
@@ -59,7 +57,8 @@ def by_torch(model: Path, texts: list[str]) -> np.ndarray:
         row[: len(found)] = found
     with torch.inference_mode():
         embeds = random_model(ARCH, 0).encode_text(torch.from_numpy(ids)).numpy()
-    return embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
+    unit: np.ndarray = embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
+    return unit
 
 
 def test_words_become_the_towers_unit_vectors(model: Path) -> None:
