@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from .bench import bench, bench_prepare
 from .card import ModelCard
 from .errors import BackendMissing, ClipsightError
-from .registry import SHIPPED, available
+from .registry import SHIPPED, available, find_model
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=("fp32", "fp16"),
         help="which image graphs to write (default both)",
     )
+    command = commands.add_parser("bench", help="milliseconds of every backend on this machine, in turn, and of prepare")
+    command.set_defaults(run=_bench)
+    command.add_argument("--model", default="demo", metavar="NAME|FOLDER", help="what to run (default demo)")
+    command.add_argument("--device", type=int, metavar="N", help="the GPU of that index (default the CPU)")
+    command.add_argument("--rounds", type=_whole, default=5, help="rounds in which the backends take turns (default 5)")
+    command.add_argument("--calls", type=_whole, default=10, help="calls of each in a round (default 10)")
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -89,6 +96,18 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{card.id} is in {options.output}. Its weights are random: it recognizes nothing and is for measuring speed.")
 
 
+def _bench(options: argparse.Namespace) -> None:
+    bench(options.model, device=options.device, rounds=options.rounds, calls=options.calls)
+    bench_prepare(ModelCard.load(find_model(options.model)), rounds=options.rounds, calls=options.calls)
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("a whole number from 1")
+    return value
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -96,6 +115,7 @@ def _seed(text: str) -> int:
     return value
 
 
+_whole.__name__ = "number"
 _seed.__name__ = "seed"  # what argparse calls it in "invalid seed value"
 
 if __name__ == "__main__":

@@ -10,17 +10,19 @@ import numpy as np
 
 from .base import Engine
 from .card import ModelCard
-from .errors import BackendError
+from .errors import BackendError, ClipsightError
 from .preparing import Image, prepare
 from .registry import BACKENDS, available, find_model, open_engine
 
 _SIZES = ((640, 480), (1280, 720), (1920, 1080), (3840, 2160))
 
 
-def bench(model: str | Path, *, rounds: int, calls: int, say: Callable[[str], None] = print) -> dict[str, list[float]]:
+def bench(
+    model: str | Path, *, device: int | None = None, rounds: int, calls: int, say: Callable[[str], None] = print
+) -> dict[str, list[float]]:
     """Time every backend that can run `model`, in turn, and print medians and ratios; seconds of each call by name.
 
-    Each of `rounds` rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, so that a machine
+    device: index of a GPU, None for the CPU; a backend that cannot use it says why and is left out. Each of `rounds` rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, so that a machine
     whose speed drifts drifts for all. Raises `BackendError` where none can run it.
     """
     folder = find_model(model)
@@ -34,10 +36,14 @@ def bench(model: str | Path, *, rounds: int, calls: int, say: Callable[[str], No
             elif not (folder / BACKENDS[name].weights).is_file():
                 say(f"{name}: needs {BACKENDS[name].weights}, which {folder} has not")
             else:
-                engines[name] = open_engine(folder, name)
-                times[name] = []
+                try:
+                    engines[name] = open_engine(folder, name, device=device)
+                except ClipsightError as error:
+                    say(str(error))
+                else:
+                    times[name] = []
         if not engines:
-            raise BackendError(f"no backend can run {folder}; install one: {BACKENDS['onnx'].install}")
+            raise BackendError(f"no backend can run {folder} here; the lines above say why")
         for engine in engines.values():
             engine.encode([image])  # the first call builds what the rest reuse
         for _ in range(rounds):

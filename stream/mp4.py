@@ -28,10 +28,10 @@ _KEY_EVERY = 4  # seconds: how far a player must decode to jump somewhere
 _TICKS = Fraction(1, 90000)  # unit of time where the source has none
 _FINEST = 1_000_000  # ticks a second; with finer ones a pause of seconds overflows an MP4's 32 bits
 _ROUNDED = 0x2 | 0x40000  # SWS_BILINEAR | SWS_ACCURATE_RND: the default cuts the fractions off, which makes it greener
-# The file is written in fragments, so that a killed program leaves one that plays, and becomes a plain MP4 with one index
-# when it is closed. The first index waits for the first fragment: only then are the streams' starts known.
+# The file is written in fragments, so that a killed program leaves one that plays. The first index waits for the first
+# fragment: only then are the streams' starts known. Closed, the file becomes a plain MP4 with one index (see `_open`).
 _OPTIONS = {
-    "movflags": "hybrid_fragmented+delay_moov",
+    "movflags": "delay_moov",
     "frag_duration": "500000",  # microseconds
     "flush_packets": "1",  # what is written is on its way to the disk
     "max_interleave_delta": "500000",  # do not wait for a stream that is over or sparse
@@ -100,6 +100,8 @@ class Mp4(Sink):
         self._base = base if base.denominator <= _FINEST else Fraction(1, _FINEST)
         # "file:" keeps a name like "a:b.mp4" from being taken for an address
         output = self._output = av.open(f"file:{self._path}", "w", format="mp4", container_options=dict(_OPTIONS))
+        if av.library_versions["libavformat"] >= (62, 12):  # FFmpeg 8.1; in 8.0 the index made at the end is wrong
+            output.container_options["movflags"] = "hybrid_fragmented+delay_moov"
         stream = output.add_stream("libx264", rate=self._rate, time_base=self._base)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"preset": _PRESET, "crf": _CRF, "g": str(max(1, round(_KEY_EVERY * self._rate)))}

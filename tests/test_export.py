@@ -129,7 +129,8 @@ def test_q_is_scaled_before_its_product_with_k(folder: Path) -> None:
         nodes = onnx.load(folder / name).graph.node
         made_by = {output: node for node in nodes for output in node.output}
         for softmax in (node for node in nodes if node.op_type == "Softmax"):
-            path, node = [], softmax
+            path: list[str] = []
+            node = softmax
             while len(path) < 2 + len(skipped):
                 node = made_by[node.input[0]]
                 path.append(node.op_type)

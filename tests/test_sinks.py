@@ -249,9 +249,9 @@ def test_a_real_video_keeps_its_times_and_its_sound(
         assert np.abs(first.astype(int) - then).mean() < 4
     with av.open(str(out)) as container:
         stream = container.streams.video[0]
-        container.seek(round(written[-1] / 2 / stream.time_base), stream=stream)  # type: ignore[operator]
+        container.seek(round(written[-1] / 2 / stream.time_base), stream=stream)
         jumped = next(container.decode(stream))
-        assert jumped.pts * jumped.time_base in written  # type: ignore[operator]
+        assert jumped.pts * jumped.time_base in written
 
 
 def test_a_run_that_is_stopped_ends_its_sound_with_its_pictures(real: Path, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def with_sound(path: Path, codec: str, images: list[Image], **container_options:
         output.metadata["title"] = "Tïtel"
         if "matroska" in output.format.name:
             chapter = {"time_base": Fraction(1, 1000), "metadata": {"title": "Eins"}}
-            output.set_chapters([{"id": 1, "start": 0, "end": 1500, **chapter}])  # type: ignore[typeddict-item]
+            output.set_chapters([{"id": 1, "start": 0, "end": 1500, **chapter}])
         video = output.add_stream("libx264", rate=10, options={"preset": "ultrafast"})
         video.height, video.width = images[0].shape[:2]
         sound = output.add_stream(codec, rate=48000)
@@ -414,7 +414,7 @@ def with_sound(path: Path, codec: str, images: list[Image], **container_options:
             output.mux(video.encode(av.VideoFrame.from_ndarray(image, "bgr24")))
             noise = av.AudioFrame.from_ndarray(rng.integers(-9999, 9999, (1, 2 * 4800)).astype(np.int16), "s16", "stereo")
             noise.sample_rate, noise.pts, noise.time_base = 48000, 4800 * i, Fraction(1, 48000)
-            output.mux(sound.encode(noise))  # type: ignore[arg-type]
+            output.mux(sound.encode(noise))
         output.mux([*video.encode(None), *sound.encode(None)])
     return path
 
@@ -451,7 +451,7 @@ def test_chapters_and_title_come_along(tmp_path: Path, moving: Moving, caplog: p
     for path in (once, twice):
         with av.open(str(path)) as container:
             assert container.metadata["title"] == "Tïtel"
-            assert [(c["start"] * c["time_base"], c["metadata"]["title"]) for c in container.chapters()] == [(0, "Eins")]  # type: ignore[operator]
+            assert [(c["start"] * c["time_base"], c["metadata"]["title"]) for c in container.chapters()] == [(0, "Eins")]
     assert copied(twice) == copied(once) == copied(tmp_path / "clip.mkv")
     assert not caplog.records
 

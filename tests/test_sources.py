@@ -94,9 +94,8 @@ class TestSource:
 
     def test_the_end_is_known_from_being_closed(self, make: Make) -> None:
         with make() as source:
-            assert not source.ended
-            assert len(list(source)) == 30
-            assert source.ended
+            states = [source.ended, *(source.ended for _ in source), source.ended]
+        assert states == [False] * 31 + [True]
         with make() as source:
             next(iter(source))
         assert list(source) == []
