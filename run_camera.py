@@ -27,7 +27,9 @@ The model `demo` names the colors of cards and nothing else; the world needs a C
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 and one line where it is wrong."""
-    parser = argparse.ArgumentParser(
+    from clipsight.engines.commandline import Parser, size, whole
+
+    parser = Parser(
         prog="run_camera.py",
         description="See what a camera, a video or a folder of pictures shows, by names you choose.",
         epilog=EXAMPLES,
@@ -41,8 +43,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", default="auto", choices=("auto", "fp32", "fp16"))
     add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU)")
     add("--fit", choices=("crop", "squash", "pad"), help="how a frame becomes the model's square (default: as its card says)")
-    add("--top", type=_count, default=5, metavar="K", help="labels to show (default: 5)")
-    add("--size", type=_size, metavar="WxH", help="size to ask the camera for")
+    add("--top", type=whole, default=5, metavar="K", help="labels to show (default: 5)")
+    add("--size", type=size, metavar="WxH", help="size to ask the camera for")
     add("--fps", type=float, metavar="N", help="rate to ask the camera for")
     add("--save", metavar="OUT.mp4", help="write the picture with what is drawn on it; sound and other streams are copied")
     add("--results", metavar="OUT.jsonl", help="write the results, a line for each frame")
@@ -54,27 +56,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 1280x720")
-    return int(width), int(height)
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status: 0 done, 1 a run that failed, 2 wrong use, 130 Ctrl-C."""
-    args = parse(argv)
     try:
         from clipsight.engines import ClipsightError
     except ImportError:
         print(f"clipsight is not installed here; run: {INSTALL}", file=sys.stderr)
         return 2
+    args = parse(argv)
     logging.basicConfig(format="clipsight: %(message)s", level=logging.ERROR if args.quiet else logging.INFO)
     status = 2  # until everything is open it is the user's to mend; after that it is the run that failed
     try:

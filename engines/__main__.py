@@ -6,22 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from .bench import bench, bench_prepare
 from .card import ModelCard
-from .errors import BackendMissing, ClipsightError
+from .commandline import Parser, run, whole
+from .errors import BackendMissing
 from .registry import SHIPPED, available, find_model
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help says more\n")  # one line, without the usage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 a run that failed, 2 wrong use, 130 Ctrl-C."""
-    parser = _Parser("python -m clipsight.engines", description=__doc__)
+    parser = Parser("python -m clipsight.engines", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("list", help="the backends, installed or how to install them, and the shipped models")
     command.set_defaults(run=_list)
@@ -48,20 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.set_defaults(run=_bench)
     command.add_argument("--model", default="demo", metavar="NAME|FOLDER", help="what to run (default demo)")
     command.add_argument("--device", type=int, metavar="N", help="the GPU of that index (default the CPU)")
-    command.add_argument("--rounds", type=_whole, default=5, help="rounds in which the backends take turns (default 5)")
-    command.add_argument("--calls", type=_whole, default=10, help="calls of each in a round (default 10)")
+    command.add_argument("--rounds", type=whole, default=5, help="rounds in which the backends take turns (default 5)")
+    command.add_argument("--calls", type=whole, default=10, help="calls of each in a round (default 10)")
     options = parser.parse_args(arguments)
-    try:
-        options.run(options)
-    except ClipsightError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error}; free space or give another folder", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run(lambda: options.run(options))
 
 
 def _list(_options: argparse.Namespace) -> None:
@@ -101,13 +86,6 @@ def _bench(options: argparse.Namespace) -> None:
     bench_prepare(ModelCard.load(find_model(options.model)), rounds=options.rounds, calls=options.calls)
 
 
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("a whole number from 1")
-    return value
-
-
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -115,7 +93,6 @@ def _seed(text: str) -> int:
     return value
 
 
-_whole.__name__ = "number"
 _seed.__name__ = "seed"  # what argparse calls it in "invalid seed value"
 
 if __name__ == "__main__":

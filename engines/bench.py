@@ -22,8 +22,9 @@ def bench(
 ) -> dict[str, list[float]]:
     """Time every backend that can run `model`, in turn, and print medians and ratios; seconds of each call by name.
 
-    device: index of a GPU, None for the CPU; a backend that cannot use it says why and is left out. Each of `rounds` rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, so that a machine
-    whose speed drifts drifts for all. Raises `BackendError` where none can run it.
+    device: index of a GPU, None for the CPU; a backend that cannot use it says why and is left out. Each of `rounds`
+    rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, so that a machine whose speed drifts
+    drifts for all. Raises `BackendError` where none can run the model.
     """
     folder = find_model(model)
     image = noise(1280, 720)

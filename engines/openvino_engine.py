@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import INPUT, HostPrepared, check_graph, default_threads, first_line, graph_file
+from .base import INPUT, HostPrepared, check_graph, default_threads, graph_file
 from .card import ModelCard
 from .errors import BackendError
 
@@ -47,7 +47,9 @@ class OpenVinoEngine(HostPrepared):
             model, compiled = self._in_worker(load)
         except Exception as error:
             self.close()
-            raise BackendError(f"openvino: {path} does not load on {target} ({first_line(error)})") from error
+            # Its first lines say where in OpenVINO it was, the last one what it was.
+            why = str(error).strip().splitlines()[-1]
+            raise BackendError(f"openvino: {path} does not load on {target} ({why})") from error
         inputs = {
             p.get_any_name(): [d.get_length() if d.is_static else None for d in p.get_partial_shape()] for p in model.inputs
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import threading
 import time
@@ -10,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engines import ClipsightError, LabelError, ModelCard, open_engine
+from ..engines import LabelError, ModelCard, open_engine
+from ..engines.commandline import Parser, run
 from ..engines.registry import find_model
 from .bank import LabelBank
 from .opening import open_bank
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 2 wrong use."""
-    parser = argparse.ArgumentParser(prog="python -m clipsight.labels", description="Make and look at label banks.")
+    """Run a command line and return its exit status, see `commandline.run`."""
+    parser = Parser(prog="python -m clipsight.labels", description="Make and look at label banks.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="make a bank of words, or of vectors that are there already")
     build.add_argument("source", help='words.txt, "a, b, c", or an .npz with names and one n x dim array')
@@ -29,17 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="time scoring, alone and beside an encoder that fills every core")
     bench.add_argument("--model", default="demo", help="the encoder to run beside: a name or a folder")
     args = parser.parse_args(argv)
-    try:
-        if args.command == "build":
-            _build(args.source, args.model, args.output)
-        elif args.command == "show":
-            _show(args.bank)
-        else:
-            _bench(args.model)
-    except ClipsightError as error:
-        print(f"clipsight: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if args.command == "build":
+        return run(lambda: _build(args.source, args.model, args.output))
+    if args.command == "show":
+        return run(lambda: _show(args.bank))
+    return run(lambda: _bench(args.model))
 
 
 def _build(source: str, model: str, output: Path) -> None:

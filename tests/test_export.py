@@ -352,7 +352,7 @@ def without(package: str, *command: str) -> subprocess.CompletedProcess[str]:
 def test_export_without_its_packages_says_the_install_line(package: str, tmp_path: Path) -> None:
     done = without(package, "export", "--random", "ViT-B-16", "-o", str(tmp_path / "m"))
     assert done.returncode == 2
-    assert done.stderr == f'export needs {package}, which is not installed; run: pip install -e ".[export]"\n'
+    assert done.stderr == f'clipsight: export needs {package}, which is not installed; run: pip install -e ".[export]"\n'
     assert not (tmp_path / "m").exists()
 
 
