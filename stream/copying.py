@@ -73,14 +73,14 @@ class OtherStreams:
             self._next = next(self._packets, None)
 
     def _mux(self, packet: Packet[Stream]) -> None:
-        from av.error import ArgumentError, InvalidDataError
+        from av.error import ArgumentError, InvalidDataError, PermissionError
 
         index = packet.stream.index
         try:
             for part in self._filters[index].filter(packet) if index in self._filters else [packet]:
                 part.stream = self._copies[index]
                 self._output.mux(part)
-        except (ArgumentError, InvalidDataError):  # its time runs backwards, or it is damaged
+        except (ArgumentError, InvalidDataError, PermissionError):  # what FFmpeg calls a packet it cannot take
             self._lost += 1
 
     def _read(self) -> Generator[Packet[Stream], None, None]:

@@ -18,7 +18,7 @@ class JsonLines(Sink):
     """One line for each result, UTF-8, each on the disk before `write` returns: a killed run leaves whole lines.
 
     {"source": "clip.mp4", "index": 7, "time": 0.28, "label": "cat", "state": "live",
-     "top": [{"name": "cat", "score": 0.2713, "probability": 0.8312}, ...], "scored_index": 7}
+     "top": [{"name": "cat", "score": 0.2713, "probability": 0.831204}, ...], "scored_index": 7}
 
     time: seconds. label: null where nothing on the list fits. top: the five that fit best, empty before the first scores.
     scored_index: the frame that the scores belong to; a live run shows newer ones with them.
@@ -42,7 +42,7 @@ class JsonLines(Sink):
             "label": result.label,
             "state": result.state,
             "top": [
-                {"name": name, "score": _rounded(value, 4), "probability": _rounded(probability, 4)}
+                {"name": name, "score": _rounded(value, 4), "probability": _rounded(probability, 6)}
                 for name, value, probability in (scores.top(_TOP) if scores is not None else ())
             ],
             "scored_index": None if scored is None else scored.index,

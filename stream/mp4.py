@@ -43,8 +43,8 @@ class Mp4(Sink):
 
     Each frame keeps the time it has in its container, to the tick; where it has none, the video starts at 0 and each frame
     comes as long after the first as its `time` says. A frame that comes again (a stalled camera) is not written twice.
-    Aspect and color space are the source's. Audio and subtitles of a file are
-    copied without loss, to their end where the source was read to its end, else to the end of the last frame.
+    Aspect and color space are the source's. Audio, subtitles and chapters of a file are copied as they are: to their end
+    where the source was read to its end, else to the end of the last frame.
 
     The first picture sets the size; an odd width or height is padded by one pixel, its neighbor's double, because H.264
     stores colors for 2 x 2 pixels. Later pictures of another size are fitted in, with black bars.

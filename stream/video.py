@@ -155,7 +155,7 @@ class Video(Source):
         if self._skipped:
             told.append(f"{self._skipped} bytes that are no video")
         if told:
-            log.warning("%s: %s; what they held is missing or spoilt", self.name, " and ".join(told))
+            log.warning("%s: %s; what was in there is missing or spoilt", self.name, " and ".join(told))
         self._damaged = self._skipped = 0
 
     def _check_end(self) -> None:
