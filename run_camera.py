@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipsight.stream import Recognizer, Sink, Source
+    from clipsight.stream import Recognizer, Result, Sink, Source
 
 INSTALL = 'pip install -e ".[camera,onnx]"'
 PACKAGES = {"cv2": "opencv-python", "onnxruntime": "onnxruntime"}
@@ -93,7 +93,7 @@ def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Sou
     from clipsight.engines.registry import find_model
     from clipsight.labels import open_bank
     from clipsight.stream import Recognizer, open_sink, open_source
-    from clipsight.stream.window import Window
+    from clipsight.stream.sinks.window import Window
 
     outputs = [path for path in (args.save, args.results) if path]
     if args.no_window and not outputs:
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks:
     """Show and keep every result until the source ends or the window is closed; print what it came to."""
     from clipsight.stream import draw, each, live
     from clipsight.stream.report import Report
-    from clipsight.stream.window import Window
+    from clipsight.stream.sinks.window import Window
 
     report = Report(source)
     drawn = bool(args.save) or any(isinstance(sink, Window) for sink in sinks)
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks:
     try:
         with contextlib.closing(running or each(source, recognizer)) as results:
             buffer = None
-            for result in results:
+            for result in results if running else with_progress(results, source, hidden=args.quiet):
                 new = report.add(result)
                 picture = result.frame.image
                 if drawn:
@@ -152,6 +152,16 @@ def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks:
         if not args.quiet:
             print("\n".join(report.lines() + (running.meter.summary().lines() if running else [])))
     return 0 if report.passed else 1
+
+
+def with_progress(results: Iterable[Result], source: Source, *, hidden: bool) -> Iterator[Result]:
+    """The same results, with a progress bar where somebody sits at a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    hidden = hidden or not console.is_terminal
+    yield from track(results, source.name, total=source.about.frames, console=console, transient=True, disable=hidden)
 
 
 if __name__ == "__main__":

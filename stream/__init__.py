@@ -7,13 +7,13 @@ with live(open_source("0"), Recognizer(engine, bank)) as results:
 
 from ..engines import open_engine
 from ..labels import LabelBank, open_bank
+from .drawing import draw, panel
 from .frame import Figures, Frame, Result
-from .memory import Feed, Frames
-from .overlay import draw, panel
 from .recognizer import Recognizer
 from .running import Live, each, live
-from .sink import Sink, open_sink
-from .source import About, Source, open_source
+from .sinks import Sink, open_sink
+from .sources import About, Source, open_source
+from .sources.memory import Feed, Frames
 
 __all__ = [
     "About",

@@ -15,12 +15,12 @@ import numpy as np
 
 from ..engines import Engine, Image
 from ..labels import LabelBank
+from .drawing import draw
 from .frame import Recognize
 from .meter import Quantiles
-from .overlay import draw
 from .recognizer import Recognizer
 from .running import live
-from .simulated import SimulatedCamera, read_clock
+from .sources.simulated import SimulatedCamera, read_clock
 
 _SETTLE = 2.0  # seconds at the start of a minute that are not counted: threads start, caches fill
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 from .frame import Frame, Result
-from .source import Source
+from .sources import Source
 
 _GOOD = 0.9  # share of a demo's scored frames that must be named right
 

@@ -12,8 +12,8 @@ from ..labels import Scores
 from .frame import Figures, Frame, Recognize, Result, State
 from .handoff import Ended, Latest, ahead, join
 from .meter import Meter
-from .paced import Paced
-from .source import Source
+from .sources import Source
+from .sources.paced import Paced
 
 _REPEAT = 0.1  # seconds after which the last frame is given out again, so that a window goes on answering
 _STALLED = 1.0  # seconds without a frame after which a source counts as stalled

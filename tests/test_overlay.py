@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from clipsight.engines import Box, Image, ImageError
 from clipsight.labels import LabelBank, Scores
-from clipsight.stream import Figures, Frame, Result, bidi, draw, lettering, overlay, panel
+from clipsight.stream import Figures, Frame, Result, draw, panel
+from clipsight.stream.drawing import bidi, lettering, overlay
+from clipsight.stream.drawing.lettering import baseline, line_height, measure, render
 from clipsight.stream.frame import State
-from clipsight.stream.lettering import baseline, line_height, measure, render
 
 NAMES = ("cockatoo", "parrot", "金毛寻回犬", "a very long label that no panel has the room to show in full", "chair")
 SIZES = [(1280, 720), (640, 480), (176, 144), (720, 1280), (333, 777), (1920, 1080), (3840, 2160)]
@@ -211,7 +212,7 @@ class TestLettering:
             "import sys, cv2\n"
             "del cv2.FontFace\n"
             + ("" if pillow else "sys.modules['PIL'] = None\n")
-            + "from clipsight.stream.lettering import render\n"
+            + "from clipsight.stream.drawing.lettering import render\n"
             "a, b = render('parrot 12%', 20), render('??????', 20)\n"
             "assert a.max() > 200 and a.shape[1] > 50 and a.shape[1] != b.shape[1], a.shape\n"
             "assert render('a long label of many words', 20, bold=True, width=90).shape[1] <= 90\n"

@@ -14,8 +14,8 @@ from clipsight.engines import Image, SourceError, SpaceMismatch, open_engine
 from clipsight.labels import LabelBank, Scores, open_bank
 from clipsight.stream import Feed, Frame, Frames, Recognizer, each, live
 from clipsight.stream.meter import Meter, Quantiles
-from clipsight.stream.paced import Paced
-from clipsight.stream.simulated import SimulatedCamera, paint_clock, read_clock
+from clipsight.stream.sources.paced import Paced
+from clipsight.stream.sources.simulated import SimulatedCamera, paint_clock, read_clock
 
 BANK = LabelBank(("even", "odd"), np.eye(2, dtype=np.float32), "s")
 

@@ -22,9 +22,9 @@ import pytest
 from clipsight.engines import Image, ImageError, SinkError
 from clipsight.labels import LabelBank
 from clipsight.stream import Frame, Result, Sink, open_sink
-from clipsight.stream.jsonl import JsonLines
-from clipsight.stream.mp4 import Mp4
-from clipsight.stream.video import Video
+from clipsight.stream.sinks.jsonl import JsonLines
+from clipsight.stream.sinks.mp4 import Mp4
+from clipsight.stream.sources.video import Video
 
 Moving = Callable[..., list[Image]]
 MakeVideo = Callable[..., Path]
@@ -269,8 +269,8 @@ def test_sound_of_a_killed_run_is_there_too(real: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from clipsight.stream import Result
-from clipsight.stream.mp4 import Mp4
-from clipsight.stream.video import Video
+from clipsight.stream.sinks.mp4 import Mp4
+from clipsight.stream.sources.video import Video
 
 source = Video({str(source)!r})
 sink = Mp4({str(out)!r}, source)

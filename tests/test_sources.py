@@ -21,10 +21,10 @@ import pytest
 
 from clipsight.engines import Image, SourceError
 from clipsight.stream import Source, open_source
-from clipsight.stream.memory import Frames
-from clipsight.stream.paced import Paced
-from clipsight.stream.pictures import Pictures
-from clipsight.stream.video import Video
+from clipsight.stream.sources.memory import Frames
+from clipsight.stream.sources.paced import Paced
+from clipsight.stream.sources.pictures import Pictures
+from clipsight.stream.sources.video import Video
 
 MakeVideo = Callable[..., Path]
 Moving = Callable[..., list[Image]]

@@ -6,9 +6,9 @@ import contextlib
 import os
 import sys
 
-from ..engines import Image, SinkError
-from .frame import Result
-from .sink import Sink
+from ...engines import Image, SinkError
+from ..frame import Result
+from .base import Sink
 
 _QUIT = {ord("q"), 27}  # 27: Esc
 

@@ -1,4 +1,4 @@
-"""The contract of everything frames come from, and the door to them: `open_source`."""
+"""The contract of everything frames come from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from ..engines import Image, SourceError
-from .frame import Frame
+from ...engines import Image
+from ..frame import Frame
 
 log = logging.getLogger("clipsight")
-S = TypeVar("S", bound="Source")
-
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+S = TypeVar("S", bound="Source")
 
 
 @dataclass(frozen=True)
@@ -115,32 +114,3 @@ class Source(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-def open_source(source: str | Path, *, size: tuple[int, int] | None = None, fps: float | None = None) -> Source:
-    """Open what the command line names: "0" (a camera's number), /dev/videoN, a video file, a picture, a folder of
-    pictures, or "demo".
-
-    size (width, height) and fps are wishes for a camera. Raises `SourceError` where there is no such thing.
-    """
-    text = str(source)
-    path = Path(text)
-    if text == "demo":
-        from .demo import Demo
-
-        return Demo()
-    if text.isdecimal() or text.startswith("/dev/video"):
-        from .camera import Camera
-
-        return Camera(int(text) if text.isdecimal() else text, size=size, fps=fps)
-    if "://" in text:
-        raise SourceError("network sources are not built yet; record to a file, or give a camera's number")
-    if not path.exists():
-        raise SourceError(f"{path}: no such file or folder")
-    if path.is_dir() or path.suffix.lower() in PICTURES:
-        from .pictures import Pictures
-
-        return Pictures(path)
-    from .video import Video
-
-    return Video(path)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 
-from ..engines import SourceError
-from .frame import Frame
-from .source import About, Source
+from ...engines import SourceError
+from ..frame import Frame
+from .base import About, Source
 
 
 class Camera(Source):

@@ -6,8 +6,8 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
-from .frame import Frame
-from .source import Source
+from ..frame import Frame
+from .base import Source
 
 
 class Paced(Source):

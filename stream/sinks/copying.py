@@ -9,8 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .source import log
-from .video import best_video, open_container
+from ..sources.base import log
+from ..sources.video import best_video, open_container
 
 if TYPE_CHECKING:
     from av.bitstream import BitStreamFilterContext

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engines import Image, SourceError
-from .frame import Frame
-from .source import PICTURES, About, Source, log
+from ...engines import Image, SourceError
+from ..frame import Frame
+from .base import PICTURES, About, Source, log
 
 
 class Pictures(Source):

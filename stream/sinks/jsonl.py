@@ -7,9 +7,9 @@ import json
 import math
 from pathlib import Path
 
-from ..engines import Image, SinkError
-from .frame import Result
-from .sink import Sink
+from ...engines import Image, SinkError
+from ..frame import Result
+from .base import Sink
 
 _TOP = 5
 

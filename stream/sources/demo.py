@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..engines.stand_in import COLORS
-from .frame import Frame
-from .source import About, Source
+from ...engines.stand_in import COLORS
+from ..frame import Frame
+from .base import About, Source
 
 _SIZE = (1280, 720)
 _RATE = 30

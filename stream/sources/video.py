@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from ..engines import Image, SourceError
-from . import colors
-from .frame import Frame
-from .source import About, Source, log
+from ...engines import Image, SourceError
+from .. import colors
+from ..frame import Frame
+from .base import About, Source, log
 
 if TYPE_CHECKING:
     from av import VideoFrame

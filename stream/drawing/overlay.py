@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import Box, Image, ImageError
-from ..engines.preparing import check_image
-from ..labels import Scores
-from .frame import Figures, Result
+from ...engines import Box, Image, ImageError
+from ...engines.preparing import check_image
+from ...labels import Scores
+from ..frame import Figures, Result
 from .lettering import baseline, measure, render
 
 Rgba = NDArray[np.uint8]  # h x w x 4, straight alpha; read-only

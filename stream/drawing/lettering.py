@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import BackendMissing
+from ...engines import BackendMissing
 from .bidi import is_mark, joined, levels, turned
 
 Mask = NDArray[np.uint8]  # h x w, 0 = nothing, 255 = ink; read-only

@@ -12,9 +12,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..engines import Image
-from .frame import Frame
-from .source import About, Source
+from ...engines import Image
+from ..frame import Frame
+from .base import About, Source
 
 _BITS, _ROWS, _CELL = 48, 2, 8  # microseconds for nine years, in two rows of squares 8 pixels wide
 _WIDTH, _HEIGHT = _BITS // _ROWS * _CELL, _ROWS * _CELL

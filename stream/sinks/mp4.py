@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..engines import Image, SinkError, SourceError
-from ..engines.preparing import check_image
-from . import colors
+from ...engines import Image, SinkError, SourceError
+from ...engines.preparing import check_image
+from .. import colors
+from ..frame import Frame, Result
+from ..sources.base import About, Source, log
+from .base import Sink
 from .copying import OtherStreams
-from .frame import Frame, Result
-from .sink import Sink
-from .source import About, Source, log
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..engines import Image
-from ..engines.preparing import check_image
-from .frame import Frame
-from .handoff import Ended, Latest
-from .source import Source
+from ...engines import Image
+from ...engines.preparing import check_image
+from ..frame import Frame
+from ..handoff import Ended, Latest
+from .base import Source
 
 
 class Feed(Source):

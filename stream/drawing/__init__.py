@@ -1,0 +1,5 @@
+"""A result drawn over its picture."""
+
+from .overlay import draw, panel
+
+__all__ = ["draw", "panel"]
