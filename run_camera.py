@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from clipsight.stream import Recognizer, Result, Sink, Source
 
 INSTALL = 'pip install -e ".[camera,onnx]"'
-PACKAGES = {"cv2": "opencv-python", "onnxruntime": "onnxruntime"}
 EXAMPLES = """
 examples:
   run_camera.py demo                                    a scene that needs no camera and no download
@@ -27,6 +26,7 @@ The model `demo` names the colors of cards and nothing else; the world needs a C
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 and one line where it is wrong."""
+    from clipsight.engines import available
     from clipsight.engines.commandline import Parser, size, whole
 
     parser = Parser(
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("source", nargs="?", default="0", metavar="SOURCE", help="0 | 1 | /dev/video2 | clip.mp4 | picture | folder | demo")
     add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx); default: demo's own, else ViT-B-16")
     add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
-    add("--engine", default="auto", choices=("auto", "onnx", "openvino", "torch"), help="what runs the model (default: auto)")
+    add("--engine", default="auto", choices=("auto", *available()), help="what runs the model (default: auto)")
     add("--precision", default="auto", choices=("auto", "fp32", "fp16"))
     add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU)")
     add("--fit", choices=("crop", "squash", "pad"), help="how a frame becomes the model's square (default: as its card says)")
@@ -60,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status: 0 done, 1 a run that failed, 2 wrong use, 130 Ctrl-C."""
     try:
         from clipsight.engines import ClipsightError
+        from clipsight.engines.commandline import missing, replace_unprintable
     except ImportError:
         print(f"clipsight is not installed here; run: {INSTALL}", file=sys.stderr)
         return 2
+    replace_unprintable()
     args = parse(argv)
     logging.basicConfig(format="clipsight: %(message)s", level=logging.ERROR if args.quiet else logging.INFO)
     status = 2  # until everything is open it is the user's to mend; after that it is the run that failed
@@ -76,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClipsightError as error:
         print(f"clipsight: {error}", file=sys.stderr)
     except ImportError as error:
-        package = PACKAGES.get(error.name or "", error.name)
-        print(f"clipsight: {package} is not installed; run: pip install {package}", file=sys.stderr)
+        print(f"clipsight: {missing(error)}", file=sys.stderr)
         status = 2
     return status
 

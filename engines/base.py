@@ -71,7 +71,7 @@ class Engine(ABC):
         except ClipsightError as error:
             done.set_exception(error)
         except Exception as error:  # a runtime's own error: the caller is told which backend and model it was
-            done.set_exception(BackendError(f"{self.name} failed on {self.card.id}: {first_line(error)}"))
+            done.set_exception(BackendError(f"{self.name} failed on {self.card.id}: {one_line(error)}"))
         else:
             done.set_result(np.concatenate(parts) if parts else np.empty((0, self.card.dim), np.float32))
         return done
@@ -121,6 +121,7 @@ class HostPrepared(Engine):
 
     def __init__(self, card: ModelCard, *, background: bool = False) -> None:
         super().__init__(card)
+        self._fixed_batch: int | None = None  # of a graph that takes no other; set by whoever opens it
         self._worker = ThreadPoolExecutor(1, f"clipsight-{self.name}", initializer=lower_priority) if background else None
 
     def _in_worker(self, work: Callable[[], T]) -> T:
@@ -128,7 +129,12 @@ class HostPrepared(Engine):
 
     def _run(self, images: Sequence[Image]) -> dict[str, NDArray[Any]]:
         pixel_values = prepare(images, self.card)
-        return self._in_worker(lambda: self._forward(pixel_values))
+        n = len(images)
+        if self._fixed_batch is not None and n < self._fixed_batch:
+            rest = np.zeros((self._fixed_batch - n, *pixel_values.shape[1:]), np.float32)
+            pixel_values = np.concatenate([pixel_values, rest])
+        outputs = self._in_worker(lambda: self._forward(pixel_values))
+        return {name: values[:n] for name, values in outputs.items()}
 
     @abstractmethod
     def _forward(self, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -173,6 +179,8 @@ def check_graph(path: Path, card: ModelCard, inputs: Mapping[str, Sequence[Any]]
     return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
 
 
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def one_line(error: BaseException) -> str:
+    """What a runtime's error says, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # OpenVINO first says where in its source it was, and last what it was.
+    return lines[-1 if lines[0].startswith("Exception from") else 0].strip()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from .errors import ClipsightError
+
+PACKAGES = {"cv2": "opencv-python", "PIL": "pillow"}  # where a module and what installs it have two names
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,8 +24,14 @@ class Parser(argparse.ArgumentParser):
 
 def run(command: Callable[[], object]) -> int:
     """Run a command and return its exit status: 0 done, 1 a run that failed, 2 wrong use, 130 Ctrl-C."""
+    replace_unprintable()
     try:
         command()
+    except BrokenPipeError:  # whoever read has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains of the same at its end
+    except ModuleNotFoundError as error:
+        print(f"clipsight: {missing(error)}", file=sys.stderr)
+        return 2
     except ClipsightError as error:
         print(f"clipsight: {error}", file=sys.stderr)
         return 2
@@ -31,6 +41,21 @@ def run(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def missing(error: ImportError) -> str:
+    """What to do about an import that failed, in one line."""
+    package = PACKAGES.get(error.name or "", error.name)
+    if isinstance(error, ModuleNotFoundError) and package:
+        return f"{package} is not installed; run: pip install {package}"
+    return f"{package or 'a package'} is installed but does not load ({error}); install it anew"
+
+
+def replace_unprintable() -> None:
+    """Let a terminal that has no letter for a label show a question mark; it is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def whole(text: str) -> int:

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .base import INPUT, OUTPUT, first_line
+from .base import INPUT, OUTPUT, one_line
 from .card import ModelCard
 from .errors import ModelError
 from .towers import CLIP, VisionTransformer, cast, shape_of, to_half
@@ -203,7 +203,7 @@ def _check(path: Path, graph: nn.Module, inputs: Tensor, least: float) -> float:
         names = [o.name for o in session.get_outputs()]
         given = session.run(names, {session.get_inputs()[0].name: inputs.numpy()})
     except Exception as error:
-        raise ModelError(f"{path.name}: ONNX Runtime does not run it ({first_line(error)}); nothing was kept") from error
+        raise ModelError(f"{path.name}: ONNX Runtime does not run it ({one_line(error)}); nothing was kept") from error
     figures = [centered_cosine(a, b) for a, b in zip(given, wanted, strict=True)]
     for name, figure in zip(names, figures, strict=True):
         if not figure >= least:  # NaN too

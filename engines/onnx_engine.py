@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import INPUT, HostPrepared, check_graph, default_threads, first_line, graph_file
+from .base import INPUT, HostPrepared, check_graph, default_threads, graph_file, one_line
 from .card import ModelCard
 from .errors import BackendError
 
@@ -49,13 +49,14 @@ class OnnxEngine(HostPrepared):
             self._session: Any = self._in_worker(lambda: onnxruntime.InferenceSession(str(path), options, providers=[provider]))
         except Exception as error:
             self.close()
-            raise BackendError(f"onnx: {path} does not load ({first_line(error)})") from error
+            raise BackendError(f"onnx: {path} does not load ({one_line(error)})") from error
         if device is not None and self._session.get_providers()[0] != "CUDAExecutionProvider":
             self.close()  # ONNX Runtime falls back to the CPU with no more than a log line
             raise BackendError(f"onnx: CUDA device {device} cannot be used; see what: nvidia-smi; or leave --device out")
         inputs = {i.name: i.shape for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
-        self.max_batch = check_graph(path, card, inputs, self._outputs) or self.max_batch
+        self._fixed_batch = check_graph(path, card, inputs, self._outputs)
+        self.max_batch = self._fixed_batch or self.max_batch
 
     def _forward(self, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         return dict(zip(self._outputs, self._session.run(self._outputs, {INPUT: pixel_values}), strict=True))

@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import INPUT, HostPrepared, check_graph, default_threads, graph_file
+from .base import INPUT, HostPrepared, check_graph, default_threads, graph_file, one_line
 from .card import ModelCard
 from .errors import BackendError
 
 
 class OpenVinoEngine(HostPrepared):
-    """The CPU, or with `device` the Intel GPU of that index."""
+    """The CPU, or with `device` the Intel GPU of that index.
+
+    OpenVINO's threads belong to the process: those that an engine or the host started before keep their priority, so
+    `background` holds in full only for the first.
+    """
 
     name = "openvino"
 
@@ -47,14 +51,13 @@ class OpenVinoEngine(HostPrepared):
             model, compiled = self._in_worker(load)
         except Exception as error:
             self.close()
-            # Its first lines say where in OpenVINO it was, the last one what it was.
-            why = str(error).strip().splitlines()[-1]
-            raise BackendError(f"openvino: {path} does not load on {target} ({why})") from error
+            raise BackendError(f"openvino: {path} does not load on {target} ({one_line(error)})") from error
         inputs = {
             p.get_any_name(): [d.get_length() if d.is_static else None for d in p.get_partial_shape()] for p in model.inputs
         }
         self._outputs = [p.get_any_name() for p in model.outputs]
-        self.max_batch = check_graph(path, card, inputs, self._outputs) or self.max_batch
+        self._fixed_batch = check_graph(path, card, inputs, self._outputs)
+        self.max_batch = self._fixed_batch or self.max_batch
         self._request: Any = self._in_worker(compiled.create_infer_request)
 
     def _forward(self, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

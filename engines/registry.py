@@ -48,11 +48,11 @@ def available() -> dict[str, str | None]:
 def find_model(model: str | Path) -> Path:
     """The folder of a model given by name (one that is shipped) or by path; raises `ModelError` where there is none."""
     folder = Path(model)
-    if folder.is_dir():
+    shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / "card.json").is_file())
+    if folder.is_dir() and ((folder / "card.json").is_file() or str(model) not in shipped):
         return folder
     if folder.is_file():
         raise ModelError(f"{folder}: a model is a folder with card.json and image.onnx; give the folder")
-    shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / "card.json").is_file())
     if str(model) in shipped:
         return SHIPPED / str(model)
     raise ModelError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import OUTPUT, HostPrepared, default_threads, first_line
+from .base import OUTPUT, HostPrepared, default_threads, one_line
 from .card import ModelCard
 from .errors import BackendError, ModelError
 
@@ -71,11 +71,11 @@ class TorchEngine(HostPrepared):
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from None
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path}: does not load ({first_line(error)}); export the model anew") from error
+            raise ModelError(f"{path}: does not load ({one_line(error)}); export the model anew") from error
         try:
             return (to_half(visual) if half else visual).to(self._device)
         except RuntimeError as error:
-            raise BackendError(f"torch: {path} does not fit {self._device} ({first_line(error)})") from error
+            raise BackendError(f"torch: {path} does not fit {self._device} ({one_line(error)})") from error
 
     def _forward(self, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         with self._torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,9 @@ def bank_of_npz(path: Path, model: str) -> LabelBank:
     """A bank of vectors that somebody else computed: `names` and one n x dim array, and `background` where there is one."""
     card = ModelCard.load(find_model(model))
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:  # opened here, for numpy leaves a damaged file open
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise LabelError(f"{path}: not a readable .npz file ({error})") from error
     background = arrays.pop("background", None)
     matrices = [key for key, a in arrays.items() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)]

@@ -67,6 +67,11 @@ class Scores:
 
     @cached_property
     def _probabilities(self) -> NDArray[np.float32]:
+        shares = self._shares()
+        shares.flags.writeable = False
+        return shares
+
+    def _shares(self) -> NDArray[np.float32]:
         bank = self.bank
         logits = bank.logit_scale * self.values.astype(np.float64) + bank.logit_bias
         if bank.activation == "sigmoid":
@@ -190,7 +195,8 @@ class LabelBank:
         """
         if other.space != self.space or other.dim != self.dim:
             raise LabelError(f"a bank of space {other.space} cannot be added to one of {self.space}")
-        new = [i for i, name in enumerate(other.names) if name not in set(self.names)]
+        known = set(self.names)
+        new = [i for i, name in enumerate(other.names) if name not in known]
         nothing = [b for b in (self.background, other.background) if b is not None]
         mine = self.prompts or ((),) * len(self)
         theirs = other.prompts or ((),) * len(other)
@@ -205,8 +211,7 @@ class LabelBank:
 
     def save(self, path: str | Path) -> Path:
         """Write everything into one .safetensors file; what stood there stays whole until the new file is."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         path = Path(path)
         arrays = {"vectors": np.ascontiguousarray(self.vectors)}
@@ -215,11 +220,12 @@ class LabelBank:
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("vectors", "background")}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            save_file(arrays, part, {"format": _FORMAT, "bank": json.dumps(facts, ensure_ascii=False)})
+            # not save_file, which leaves a file that only its owner may read
+            part.write_bytes(save(arrays, {"format": _FORMAT, "bank": json.dumps(facts, ensure_ascii=False)}))
             os.replace(part, path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             part.unlink(missing_ok=True)
-            raise LabelError(f"{path}: cannot be written ({error})") from error
+            raise LabelError(f"{path}: cannot be written ({error.strerror})") from error
         return path
 
     @classmethod

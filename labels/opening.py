@@ -23,6 +23,8 @@ def open_bank(labels: str | Path | LabelBank, model: str | Path) -> LabelBank:
     if isinstance(labels, LabelBank):
         return labels
     text = str(labels)
+    if "," in text and not is_file(text):
+        return bank_of_words(_clean(text.split(","), "the list of words"), model)
     path = Path(text)
     if path.suffix == ".safetensors":
         return LabelBank.load(path)
@@ -30,12 +32,18 @@ def open_bank(labels: str | Path | LabelBank, model: str | Path) -> LabelBank:
         return LabelBank.load(SHIPPED / f"{text}.safetensors")
     if path.is_file():
         return bank_of_words(read_words(path), model)
-    if "," in text:
-        return bank_of_words(_clean(text.split(","), "the list of words"), model)
     if path.suffix or len(path.parts) > 1:
         raise LabelError(f"{path}: no such file")
     lists = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors")))
     raise LabelError(f"no label list {text!r}; give a bank (.safetensors), a text file, words with commas, or one of: {lists}")
+
+
+def is_file(text: str) -> bool:
+    """Whether this names a file; a list of words may be longer than any name."""
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
 
 
 def read_words(path: Path) -> list[str]:

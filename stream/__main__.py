@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--fps", type=whole, default=30, help="of the camera (default 30)")
     add("--seconds", type=whole, default=60, help="of each turn (default 60)")
     add("--rounds", type=whole, default=2, help="turns of each kind (default 2)")
+    add("--jpeg", action="store_true", help="show by encoding a JPEG, as a server does, instead of copying to a screen")
     args = parser.parse_args(argv)
     if args.size[0] < 192 or args.size[1] < 16:
         parser.error("--size must be at least 192x16: the camera's clock is painted into its picture")
@@ -36,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 def _bench(args: argparse.Namespace) -> None:
     with open_engine(args.model, args.engine, background=True) as engine:
         print(f"{engine.card.id} on {engine.name}, {args.labels} labels, {args.size[0]}x{args.size[1]} at {args.fps} fps")
-        bench(engine, labels=args.labels, size=args.size, fps=args.fps, seconds=args.seconds, rounds=args.rounds)
+        turns = {"seconds": args.seconds, "rounds": args.rounds, "jpeg": args.jpeg}
+        bench(engine, labels=args.labels, size=args.size, fps=args.fps, **turns)
 
 
 if __name__ == "__main__":

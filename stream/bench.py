@@ -1,8 +1,9 @@
 """Does the display hold its rate beside the encoder? Minutes with it alternate with minutes without.
 
-A simulated camera is shown through the whole live path: capture, `live`, `draw`, and a JPEG of the drawn picture in the
-place of a screen. In the control minutes a recognizer that returns at once takes the encoder's place. Frame age is read
-out of the drawn picture (`simulated.read_clock`), at the moment it is finished.
+A simulated camera is shown through the whole live path: capture, `live`, `draw`, and in the place of a screen a copy of
+the drawn picture, which is what a window makes of it, or a JPEG of it, which is what a server does. In the control
+minutes a recognizer that returns at once takes the encoder's place. Frame age is read out of the picture
+(`simulated.read_clock`) at the moment it has been shown.
 """
 
 from __future__ import annotations
@@ -71,11 +72,13 @@ def bench(
     fps: int,
     seconds: float,
     rounds: int,
+    jpeg: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Phase, Phase]:
     """Measure (control, encoder) in turn, `rounds` times `seconds` each, and print a table and what it means.
 
-    labels: size of the bank (random vectors). size: width, height. Raises what the engine raises.
+    labels: size of the bank (random vectors). size: width, height. jpeg: show by encoding a JPEG.
+    Raises what the engine raises.
     """
     vectors = np.random.default_rng(0).standard_normal((labels, engine.card.dim), np.float32)
     bank = LabelBank(tuple(f"label {i}" for i in range(labels)), vectors, engine.card.space)
@@ -86,7 +89,7 @@ def bench(
     say(HEADER)
     for _ in range(rounds):
         for total, recognize in ((control, at_once), (encoder, recognizer)):
-            part = _minute(total.name, recognize, size, fps, seconds)
+            part = _minute(total.name, recognize, size, fps, seconds, jpeg)
             say(part.row())
             total.seconds += part.seconds
             total.intervals += part.intervals
@@ -102,11 +105,12 @@ def bench(
     return control, encoder
 
 
-def _minute(name: str, recognize: Recognize, size: tuple[int, int], fps: int, seconds: float) -> Phase:
+def _minute(name: str, recognize: Recognize, size: tuple[int, int], fps: int, seconds: float, jpeg: bool) -> Phase:
     import cv2
 
     phase = Phase(name)
     buffer: Image | None = None
+    screen: Image | None = None
     last: float | None = None
     began: float | None = None
     recognized = dropped = 0
@@ -119,7 +123,11 @@ def _minute(name: str, recognize: Recognize, size: tuple[int, int], fps: int, se
                 continue  # the last frame again, because no new one came
             shown = result.frame.index
             buffer = draw(result.frame.image, result, out=buffer)
-            cv2.imencode(".jpg", buffer, (cv2.IMWRITE_JPEG_QUALITY, 80))
+            if jpeg:
+                cv2.imencode(".jpg", buffer, (cv2.IMWRITE_JPEG_QUALITY, 80))
+            else:
+                screen = np.copy(buffer) if screen is None else screen
+                np.copyto(screen, buffer)
             now = time.perf_counter()
             if now - started < _SETTLE:
                 continue
@@ -129,7 +137,7 @@ def _minute(name: str, recognize: Recognize, size: tuple[int, int], fps: int, se
                 recognized, dropped = before.recognized, before.dropped
             else:
                 phase.intervals.append(now - last)
-                phase.ages.append(now - read_clock(buffer))
+                phase.ages.append(now - read_clock(result.frame.image))
             last = now
         after = results.meter.summary()
     phase.seconds = (last or 0.0) - (began or 0.0)

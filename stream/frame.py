@@ -13,7 +13,7 @@ from ..labels import Scores
 State = Literal["live", "stalled", "reconnecting"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One picture and its times.
 
@@ -44,7 +44,7 @@ class Figures:
     age: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """A frame and what is known of it when it is shown.
 

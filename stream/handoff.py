@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Latest(Generic[T]):
         self._fresh = False
         self._ended = False
         self._error: BaseException | None = None
+        self._raised_at: TracebackType | None = None
 
     def put(self, item: T) -> bool:
         """Offer `item`; True when it replaced one that nobody had taken."""
@@ -43,7 +45,8 @@ class Latest(Generic[T]):
         """Nothing more comes; the first error given is kept."""
         with self._changed:
             self._ended = True
-            self._error = self._error or error
+            if self._error is None and error is not None:
+                self._error, self._raised_at = error, error.__traceback__
             self._changed.notify_all()
 
     def get(self, timeout: float) -> T:
@@ -53,8 +56,7 @@ class Latest(Generic[T]):
         """
         with self._changed:
             self._changed.wait_for(lambda: self._fresh or self._ended, timeout)
-            if self._error is not None:
-                raise self._error
+            self.check()
             if self._fresh:
                 self._fresh = False
                 assert self._item is not None
@@ -63,10 +65,17 @@ class Latest(Generic[T]):
                 raise Ended
             raise TimeoutError(f"nothing came within {timeout} s")
 
+    def take(self) -> bool:
+        """Count the newest item as taken, without waiting; False when it was already."""
+        with self._changed:
+            fresh, self._fresh = self._fresh, False
+        return fresh
+
     def check(self) -> None:
         """Raise the other side's error, where there is one."""
         if self._error is not None:
-            raise self._error
+            # raised again and again, it would carry every place where it ever was
+            raise self._error.with_traceback(self._raised_at)
 
     def peek(self) -> T | None:
         """The newest item, taken or not, without waiting; None before the first."""
@@ -91,8 +100,9 @@ def ahead(iterable: Iterable[T], n: int) -> Generator[T, None, None]:
             return
 
     def work() -> None:
-        iterator = iter(iterable)
+        iterator: Iterator[T] | None = None
         try:
+            iterator = iter(iterable)
             for item in iterator:
                 offer(item)
                 if stop.is_set():

@@ -119,24 +119,27 @@ class Meter:
 
     def summary(self) -> Summary:
         """The whole run so far."""
-        with self._lock:
-            shown = np.array(self._shown)
-            intervals = np.diff(shown)
-            seconds = float(shown[-1] - (self._first_shown or shown[0])) if len(shown) else 0.0
-            return Summary(
-                seconds=seconds,
-                captured=self._captured,
-                shown=self._shown_count,
-                fps=(self._shown_count - 1) / seconds if seconds else 0.0,
-                recognized=self._recognized_count,
-                recognitions=self._recognized_count / seconds if seconds else 0.0,
-                dropped=self._dropped,
-                skipped=self._skipped,
-                interval=Quantiles.of(list(intervals)),
-                frame_age=Quantiles.of(self._frame_ages),
-                result_age=Quantiles.of(self._result_ages),
-                over_50ms=int((intervals > 0.05).sum()),
-            )
+        with self._lock:  # copies alone: capture and the display need it, too
+            shown, frame_ages, result_ages = list(self._shown), list(self._frame_ages), list(self._result_ages)
+            first = self._first_shown
+            counts = self._captured, self._shown_count, self._recognized_count, self._dropped, self._skipped
+        captured, count, recognized, dropped, skipped = counts
+        intervals = np.diff(shown)
+        seconds = shown[-1] - (first or shown[0]) if shown else 0.0
+        return Summary(
+            seconds=seconds,
+            captured=captured,
+            shown=count,
+            fps=(count - 1) / seconds if seconds else 0.0,
+            recognized=recognized,
+            recognitions=recognized / seconds if seconds else 0.0,
+            dropped=dropped,
+            skipped=skipped,
+            interval=Quantiles.of(list(intervals)),
+            frame_age=Quantiles.of(frame_ages),
+            result_age=Quantiles.of(result_ages),
+            over_50ms=int((intervals > 0.05).sum()),
+        )
 
 
 def _rate(times: deque[float], now: float) -> float:

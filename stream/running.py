@@ -29,10 +29,11 @@ def each(source: Source, recognize: Recognize, *, batch: int = 1) -> Generator[R
     """
     results = ahead(_recognized(source, recognize, batch), max(2, batch))
     try:
-        yield from results
+        for result in results:  # noqa: UP028  `yield from` would close `results` before the source
+            yield result
     finally:
+        source.close()  # first: a thread that waits for the next frame is let go by it
         results.close()
-        source.close()
 
 
 def _recognized(source: Source, recognize: Recognize, batch: int) -> Iterator[Result]:
@@ -81,12 +82,16 @@ class Live:
         self.recognize = recognize
         self.meter = Meter()
         self._source = source
+        # A slow camera is not a stalled one, and a file that is played at its pace never stalls.
+        slow = float(3 / source.rate) if source.rate else 0.0
+        self._patience = float("inf") if isinstance(source, Paced) else max(_STALLED, slow)
         self._frames: Latest[Frame] = Latest()  # capture -> the caller
         self._todo: Latest[Frame] = Latest()  # capture -> recognition
         self._scored: tuple[Frame, Scores] | None = None
         self._stop = threading.Event()
         self._figures: Figures | None = None
         self._figures_at = 0.0
+        self._handed: Result | None = None  # by `latest()`, and not yet counted as shown
         self._threads = [
             threading.Thread(target=self._capture, name=f"clipsight-capture ({source.name})", daemon=True),
             threading.Thread(target=self._work, name="clipsight-recognize", daemon=True),
@@ -141,18 +146,27 @@ class Live:
     def latest(self) -> Result | None:
         """The newest frame with the newest scores, at once; None before the first. For hosts with a render loop of their own.
 
-        Raises the error of the source or of `recognize`, once there is one.
+        A frame counts as shown when the host asks again. Raises the error of the source or of `recognize`, once there is
+        one.
         """
-        frame = self._frames.peek()
         self._frames.check()
-        return None if frame is None else self._result(frame)
+        if self._handed is not None:
+            self.meter.shown(self._handed)
+            self._handed = None
+        frame = self._frames.peek()
+        if frame is None:
+            return None
+        result = self._result(frame)
+        if self._frames.take():
+            self._handed = result
+        return result
 
     def _result(self, frame: Frame) -> Result:
         now = time.perf_counter()
         if now - self._figures_at > _FIGURES:
             self._figures, self._figures_at = self.meter.figures(), now
         scored = self._scored
-        state: State = "stalled" if now - frame.arrived > _STALLED else "live"
+        state: State = "stalled" if now - frame.arrived > self._patience else "live"
         box = _seen(self.recognize, frame)
         if scored is None:
             return Result(frame, state=state, seen=box, figures=self._figures)

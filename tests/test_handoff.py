@@ -127,3 +127,12 @@ def test_a_worker_that_hangs_is_named_and_left(caplog: pytest.LogCaptureFixture)
     assert time.monotonic() - started < 5
     assert "left behind" in caplog.text
     release.set()
+
+
+def test_an_iterable_that_cannot_even_begin_is_an_error_here() -> None:
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise OSError("no camera")
+
+    with pytest.raises(OSError, match="no camera"):
+        list(ahead(Broken(), 1))

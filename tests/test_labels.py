@@ -194,6 +194,22 @@ def test_opening(tmp_path: Path) -> None:
         open_bank("cat, dog", "demo")
 
 
+def test_a_list_of_words_may_be_longer_than_a_file_name() -> None:
+    with pytest.raises(ModelError, match="no text tower"):
+        open_bank(", ".join(f"label number {i}" for i in range(100)), "demo")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])
+def test_a_damaged_npz_is_one_line(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "v.npz").write_bytes(content)
+    assert main(["build", str(tmp_path / "v.npz"), "--model", "demo", "-o", str(tmp_path / "b.safetensors")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bank_can_be_read_by_others(tmp_path: Path) -> None:
+    assert bank().save(tmp_path / "b.safetensors").stat().st_mode & 0o044 == 0o044
+
+
 def test_real_text_embeddings_load_as_a_bank(real: Path, tmp_path: Path) -> None:
     """171 COCO-Stuff labels of the real ViT-B/16: each is its own best match, and kin are near."""
     ModelCard("vit", "openai-vit-b-16", 224, 512, (0.5,) * 3, (0.5,) * 3).save(tmp_path)

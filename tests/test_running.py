@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -172,6 +174,58 @@ def test_latest_never_waits() -> None:
             assert time.monotonic() < deadline
         assert result.frame.time == 7.5
         assert result.label == "odd"
+
+
+def test_a_host_that_asks_for_the_latest_is_metered_like_one_that_iterates() -> None:
+    feed = Feed()
+    with live(feed, parity) as results:
+        for i in range(30):
+            feed.put(pictures(1)[0], i / 30)
+            for _ in range(3):  # a render loop faster than the camera
+                results.latest()
+                time.sleep(0.005)
+        figures = results.meter.figures()
+        summary = results.meter.summary()
+    assert summary.shown + summary.dropped >= 28
+    assert summary.shown > 20
+    assert figures.display_fps > 20
+    assert figures.age is not None
+
+
+def test_asking_again_after_an_error_does_not_pile_up_where_it_was() -> None:
+    results = live(Frames(pictures(2), 100, fail=SourceError("unplugged")), parity)
+    with results:
+        depths = []
+        deadline = time.monotonic() + 5
+        while len(depths) < 50 and time.monotonic() < deadline:
+            try:
+                results.latest()
+            except SourceError as error:
+                depths.append(len(list(traceback.walk_tb(error.__traceback__))))
+    assert len(depths) == 50
+    assert depths[-1] == depths[1]
+
+
+def test_results_and_frames_can_be_compared_and_kept_in_sets() -> None:
+    a, b = each(Frames(pictures(2)), parity)
+    assert a != b
+    assert len({a, b, a, a.frame}) == 3
+
+
+def test_each_over_a_source_that_waits_stops_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    feed = Feed()
+    results = each(feed, parity)
+    feed.put(pictures(1)[0])
+    next(results)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 1
+    assert "left behind" not in caplog.text
+
+
+def test_a_slow_file_that_is_played_on_time_is_not_stalled() -> None:
+    with live(Frames(pictures(2), Fraction(1, 2)), parity) as results:
+        assert {result.state for result in results} == {"live"}
 
 
 def test_the_recognizer_of_a_live_run_can_be_replaced() -> None:

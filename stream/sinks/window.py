@@ -24,16 +24,21 @@ class Window(Sink):
         # Qt ends the whole process where there is no display, so look before it does.
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise SinkError("there is no display here; use --save OUT.mp4 or --results OUT.jsonl, or --no-window")
-        # The Qt inside opencv-python warns five times of fonts that it needs for toolbars only.
-        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
         import cv2
 
         self._cv2 = cv2
         self._title = title
+        # The Qt inside opencv-python warns five times of fonts that it needs for toolbars only.
+        loud = "QT_LOGGING_RULES" not in os.environ
+        if loud:
+            os.environ["QT_LOGGING_RULES"] = "default.warning=false"
         try:
             cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         except cv2.error as error:
             raise SinkError("this OpenCV has no windows; run: pip install opencv-python, or use --no-window") from error
+        finally:
+            if loud:  # Qt has read it; the rest of the process is not ours
+                del os.environ["QT_LOGGING_RULES"]
         self._sized = False
 
     def write(self, image: Image, result: Result) -> None:  # noqa: ARG002

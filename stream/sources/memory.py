@@ -39,7 +39,7 @@ class Feed(Source):
         time_s: the host's own time in seconds, by default since the feed was made. Raises `ImageError` for another form.
         """
         taken = check_image(image).copy()
-        self._slot.put((taken, time.perf_counter() - self._started if time_s is None else time_s))
+        self._slot.put((taken, time.perf_counter() - self._started if time_s is None else float(time_s)))
 
     def end(self) -> None:
         """Say that no more frames come; who iterates comes to an end."""

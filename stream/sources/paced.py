@@ -26,11 +26,9 @@ class Paced(Source):
     def _frames(self) -> Iterator[Frame]:
         started: float | None = None
         for frame in self._source:
-            now = time.perf_counter()
             if started is None:
-                started = now - frame.time
-            wait = started + frame.time - now
-            if wait > 0 and self._closing.wait(wait):
+                started = time.perf_counter() - frame.time
+            if not self._wait_until(started + frame.time):
                 return
             yield dataclasses.replace(frame, arrived=time.perf_counter())
 

@@ -67,7 +67,7 @@ class SimulatedCamera(Source):
             newest = int((time.perf_counter() - started) / period)
             k = max(k, newest - self._queue + 1)  # older ones were overwritten in the driver
             taken = started + k * period
-            if self._closing.wait(max(0.0, taken - time.perf_counter())):
+            if not self._wait_until(taken):
                 return
             left = k % self._pan
             image = self._scene[:, left : left + width].copy()
