@@ -7,7 +7,7 @@ import sys
 
 from ..engines import available, open_engine
 from ..engines.commandline import Parser, run, size, whole
-from .bench import bench
+from .bench import bench, bench_draw
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     ).add_argument
     add("--model", required=True, help="the encoder: a name or a folder")
     add("--engine", default="auto", choices=("auto", *available()))
+    add("--device", type=int, metavar="N", help="the GPU of that index (default the CPU)")
     add("--labels", type=whole, default=500, help="size of the bank (default 500, random)")
     add("--size", type=size, default=(1280, 720), metavar="WxH", help="of the camera's picture (default 1280x720)")
     add("--fps", type=whole, default=30, help="of the camera (default 30)")
@@ -35,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    with open_engine(args.model, args.engine, background=True) as engine:
+    bench_draw()
+    with open_engine(args.model, args.engine, device=args.device, background=True) as engine:
         print(f"{engine.card.id} on {engine.name}, {args.labels} labels, {args.size[0]}x{args.size[1]} at {args.fps} fps")
         turns = {"seconds": args.seconds, "rounds": args.rounds, "jpeg": args.jpeg}
         bench(engine, labels=args.labels, size=args.size, fps=args.fps, **turns)

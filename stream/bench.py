@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..engines import Engine, Image
+from ..engines import Box, Engine, Image
 from ..labels import LabelBank
 from .drawing import draw
-from .frame import Recognize
+from .frame import Figures, Frame, Recognize, Result
 from .meter import Quantiles
 from .recognizer import Recognizer
 from .running import live
@@ -103,6 +103,36 @@ def bench(
     say(f"p99 of the interval beside the encoder: {more:+.1f} ms against the control (promised: at most +2)")
     say(f"intervals over 50 ms: {encoder.over_50ms} beside the encoder, {control.over_50ms} in the control")
     return control, encoder
+
+
+def bench_draw(say: Callable[[str], None] = print) -> None:
+    """Time `draw` into a buffer that is there, with 500 labels: the same scores again, and new ones for every frame."""
+    rng = np.random.default_rng(0)
+    bank = LabelBank(tuple(f"label {i}" for i in range(500)), rng.standard_normal((500, 512), np.float32), "bench")
+    scores = bank.score(bank.vectors)
+    say("draw, p50 ms          the same scores   new scores   a copy alone")
+    for width, height in ((1280, 720), (1920, 1080), (3840, 2160)):
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        frame = Frame(image, 0, 0.0, 0.0)
+        box = (width - height) // 2, 0, (width + height) // 2, height
+        out = image.copy()
+
+        def one(i: int, frame: Frame = frame, box: Box = box, out: Image = out) -> None:
+            draw(frame.image, Result(frame, scores[i], frame, scores[i].label, seen=box, figures=Figures(30, 5, 0.2)), out=out)
+
+        same = _p50(lambda _, one=one: one(0))  # type: ignore[misc]
+        new = _p50(lambda i, one=one: one(i))  # type: ignore[misc]
+        copy = _p50(lambda _, out=out, image=image: np.copyto(out, image))  # type: ignore[misc]
+        say(f"  {width:4}x{height:<4}           {same:8.2f}     {new:8.2f}       {copy:8.2f}")
+
+
+def _p50(work: Callable[[int], None]) -> float:
+    times = []
+    for i in range(150):
+        start = time.perf_counter()
+        work(i)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[20:])) * 1e3
 
 
 def _minute(name: str, recognize: Recognize, size: tuple[int, int], fps: int, seconds: float, jpeg: bool) -> Phase:
