@@ -195,7 +195,7 @@ def test_a_host_that_asks_for_the_latest_is_metered_like_one_that_iterates() -> 
 def test_asking_again_after_an_error_does_not_pile_up_where_it_was() -> None:
     results = live(Frames(pictures(2), 100, fail=SourceError("unplugged")), parity)
     with results:
-        depths = []
+        depths: list[int] = []
         deadline = time.monotonic() + 5
         while len(depths) < 50 and time.monotonic() < deadline:
             try:
