@@ -150,6 +150,31 @@ def test_files_that_are_no_bank(tmp_path: Path) -> None:
 
 
 def test_a_bank_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    old = bank()
+    path = old.save(tmp_path / "b.safetensors")
+    code = f"""
+import resource
+import numpy as np
+from clipsight.engines import LabelError
+from clipsight.labels import LabelBank
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # the disk is full part way
+try:
+    LabelBank(tuple(map(str, range(100))), np.ones((100, 512), np.float32), "s").save({str(path)!r})
+except LabelError as error:
+    print("told:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout == f"told: {path}: cannot be written (File too large)\n"
+    back = LabelBank.load(path)
+    assert back.names == old.names
+    assert np.array_equal(back.vectors, old.vectors)
+    assert [p.name for p in tmp_path.iterdir()] == ["b.safetensors"]
+
+
+def test_a_bank_for_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="cannot be written"):
         bank().save(tmp_path / "none" / "b.safetensors")
 
@@ -169,6 +194,7 @@ def test_scoring_works_in_the_calling_thread_alone() -> None:
     rng = np.random.default_rng(0)
     many = LabelBank(tuple(map(str, range(10_000))), rng.standard_normal((10_000, 512), np.float32), "s")
     one = many.vectors[:1]
+    time.sleep(0.3)  # BLAS threads, which the test before used, go on spinning for a while
     process, thread = time.process_time(), time.thread_time()
     for _ in range(50):
         many.score(one)

@@ -6,11 +6,13 @@ import dataclasses
 import gc
 import json
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,7 @@ from clipsight.labels import LabelBank
 from clipsight.stream import Frame, Result, Sink, open_sink
 from clipsight.stream.sinks.jsonl import JsonLines
 from clipsight.stream.sinks.mp4 import Mp4
+from clipsight.stream.sinks.window import Window
 from clipsight.stream.sources.video import Video
 
 Moving = Callable[..., list[Image]]
@@ -179,6 +182,209 @@ os.kill(os.getpid(), signal.SIGKILL)
         done = subprocess.run([sys.executable, "-c", code], check=False)
         assert done.returncode == -signal.SIGKILL
         assert row.count(path) >= 250
+
+
+# What a child process of `Screen.run` begins with: a window, and what a person sees and does.
+AT_THE_SCREEN = """
+import ctypes, gc, os, subprocess, sys, time, weakref
+import numpy as np
+from clipsight.engines import SinkError
+from clipsight.stream import Frame, Result
+from clipsight.stream.sinks.window import Window
+
+
+def write(sink, color):
+    image = np.full((120, 160, 3), color, np.uint8)
+    sink.write(image, Result(Frame(image, 0, 0.0, 0.0)))
+
+
+def until(done, step):
+    for _ in range(500):
+        step()
+        if done():
+            return
+        time.sleep(0.02)
+    sys.exit("it does not come about")
+
+
+def seen(color):
+    \"\"\"How many pixels of the screen have this color. XWD: a header of big-endian words, a color map, rows of BGRX.\"\"\"
+    raw = open(SCREEN, "rb").read()
+    header = np.frombuffer(raw, ">u4", 25)
+    width, height, stride, start = header[4], header[5], header[12], header[0] + 12 * header[19]
+    rows = np.frombuffer(raw, np.uint8, height * stride, start).reshape(height, stride)[:, : 4 * width]
+    return int((rows.reshape(height, width, 4)[:, :, :3] == color).all(2).sum())
+
+
+def windows(title="clipsight"):
+    found = subprocess.run(["xdotool", "search", "--onlyvisible", "--name", f"^{title}$"], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
+def show(sink, color, title="clipsight"):
+    \"\"\"Write until the whole picture, and no other, is on the screen.\"\"\"
+    for _ in range(20):
+        for _ in range(25):
+            write(sink, color)
+            if seen(color) == 160 * 120:
+                return
+            time.sleep(0.02)
+        for window in windows(title):  # without a window manager Qt at times misses that its window was mapped
+            subprocess.run(["xdotool", "windowunmap", "--sync", str(window)], check=True)
+            subprocess.run(["xdotool", "windowmap", str(window)], check=True)
+    sys.exit("it is not shown")
+
+
+def press(key):
+    (window,) = windows()
+    subprocess.run(["xdotool", "windowfocus", "--sync", str(window), "key", key], check=True)
+
+
+class ClientMessage(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int), ("serial", ctypes.c_ulong), ("send_event", ctypes.c_int), ("display", ctypes.c_void_p),
+        ("window", ctypes.c_ulong), ("kind", ctypes.c_ulong), ("format", ctypes.c_int), ("data", ctypes.c_long * 5),
+        ("rest", ctypes.c_long * 24),
+    ]
+
+
+def click_the_cross():
+    \"\"\"Tell the window what a window manager tells it then.\"\"\"
+    (window,) = windows()
+    x11 = ctypes.CDLL("libX11.so.6")
+    x11.XOpenDisplay.restype, x11.XInternAtom.restype = ctypes.c_void_p, ctypes.c_ulong
+    display = ctypes.c_void_p(x11.XOpenDisplay(None))
+    event = ClientMessage(type=33, window=window, kind=x11.XInternAtom(display, b"WM_PROTOCOLS", 0), format=32)
+    event.data[0] = x11.XInternAtom(display, b"WM_DELETE_WINDOW", 0)
+    x11.XSendEvent(display, ctypes.c_ulong(window), 0, ctypes.c_long(0), ctypes.byref(event))
+    x11.XCloseDisplay(display)
+
+
+ORANGE, BLUE = (40, 120, 200), (200, 60, 20)
+sink = Window()
+show(sink, ORANGE)
+assert not sink.finished
+"""
+
+
+class Screen(NamedTuple):
+    """A display of its own, and the file that its pixels are in."""
+
+    number: str
+    pixels: Path
+
+    def run(self, code: str) -> None:
+        """Run `code` at it in a process of its own: Qt ends a process whose display goes, and wants the main thread."""
+        environment = {**os.environ, "DISPLAY": f":{self.number}", "QT_QPA_PLATFORM": "xcb"}
+        environment.pop("WAYLAND_DISPLAY", None)
+        code = f"SCREEN = {str(self.pixels)!r}\n{AT_THE_SCREEN}\n{code}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+        assert done.stderr == ""
+        assert done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
+    for program in ("Xvfb", "xdotool"):
+        if shutil.which(program) is None:
+            pytest.skip(f"a display without a screen, and who presses its keys, need {program}: install xvfb, xdotool")
+    folder = tmp_path_factory.mktemp("screen")
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", "1", "-screen", "0", "640x480x24", "-nolisten", "tcp", "-fbdir", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        number = server.stdout.readline().strip()  # a free one, told when it is ready
+        assert number.isdecimal()
+        yield Screen(number, folder / "Xvfb_screen0")
+    finally:
+        server.terminate()
+        server.wait()
+        if server.stdout is not None:
+            server.stdout.close()
+
+
+class TestWindow:
+    """What every sink does, and what only a window does; `Row` is for files."""
+
+    def test_every_picture_is_shown(self, screen: Screen) -> None:
+        screen.run("""
+show(sink, BLUE)
+assert not seen(ORANGE)
+assert not sink.finished
+sink.close()
+""")
+
+    def test_close_may_be_repeated(self, screen: Screen) -> None:
+        screen.run("""
+sink.close()
+until(lambda: not seen(ORANGE), lambda: None)
+sink.close()
+Window("never written to").close()
+with Window("again") as again:
+    show(again, BLUE, "again")
+""")
+
+    def test_no_result_is_taken_once_it_is_closed(self, screen: Screen) -> None:
+        screen.run("""
+sink.close()
+try:
+    write(sink, BLUE)
+except SinkError as error:
+    assert "closed" in str(error)
+else:
+    sys.exit("it takes results when it is closed")
+""")
+
+    def test_the_picture_is_not_kept(self, screen: Screen) -> None:
+        screen.run("""
+image = np.full((120, 160, 3), BLUE, np.uint8)
+there = weakref.ref(image)
+sink.write(image, Result(Frame(image, 0, 0.0, 0.0)))
+del image
+gc.collect()
+assert there() is None
+sink.close()
+""")
+
+    @pytest.mark.parametrize("key", ["q", "Escape"])
+    def test_a_key_ends_it(self, screen: Screen, key: str) -> None:
+        screen.run(f"""
+press("a")
+for _ in range(10):
+    write(sink, ORANGE)
+    time.sleep(0.02)
+assert not sink.finished
+press({key!r})
+until(lambda: sink.finished, lambda: write(sink, ORANGE))
+write(sink, ORANGE)
+assert sink.finished
+sink.close()
+""")
+
+    def test_a_window_that_the_user_closed(self, screen: Screen) -> None:
+        screen.run("""
+click_the_cross()
+until(lambda: sink.finished, lambda: write(sink, ORANGE))
+for _ in range(3):
+    write(sink, BLUE)  # the loop may be a few pictures ahead
+assert sink.finished
+assert windows() == []  # and it stays closed
+assert not seen(BLUE)
+sink.close()
+sink.close()
+""")
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is always a display")
+    def test_without_a_display_it_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("DISPLAY", raising=False)
+        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+        with pytest.raises(SinkError, match="no display here; use --save") as error:
+            Window()
+        assert "\n" not in str(error.value)
 
 
 def run_through(source_path: Path, out: Path, stop: int | None = None) -> list[Fraction]:

@@ -9,10 +9,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import cv2
@@ -20,10 +21,14 @@ import numpy as np
 import pytest
 
 from clipsight.engines import Image, SourceError
-from clipsight.stream import Source, open_source
-from clipsight.stream.sources.memory import Frames
+from clipsight.engines.stand_in import COLORS
+from clipsight.stream import Frame, Source, open_source
+from clipsight.stream.sources.camera import Camera
+from clipsight.stream.sources.demo import Demo
+from clipsight.stream.sources.memory import Feed, Frames
 from clipsight.stream.sources.paced import Paced
 from clipsight.stream.sources.pictures import Pictures
+from clipsight.stream.sources.simulated import SimulatedCamera, read_clock
 from clipsight.stream.sources.video import Video
 
 MakeVideo = Callable[..., Path]
@@ -46,33 +51,112 @@ def frames(folder: Path, make_video: MakeVideo, images: list[Image]) -> Source:
     return Frames(images, 10)
 
 
-# One row for each source that needs no device: it gets an empty folder, `make_video` and thirty pictures of 64 x 48,
-# and opens a source of them all. It may be called several times for one folder.
-SOURCES: list[Callable[[Path, MakeVideo, list[Image]], Source]] = [video, pictures, frames]
+def paced(folder: Path, make_video: MakeVideo, images: list[Image]) -> Source:
+    return Paced(Frames(images, 500))
+
+
+class HostedFeed(Feed):
+    """A feed and its host, a thread that pushes each picture once the one before it was taken: so none is replaced."""
+
+    def __init__(self, images: list[Image]) -> None:
+        super().__init__()
+        self._wanted = threading.Semaphore(1)
+        self._host = threading.Thread(target=self._push, args=(images,))
+        self._host.start()
+
+    def _push(self, images: list[Image]) -> None:
+        for image in images:
+            self._wanted.acquire()
+            if self._closing.is_set():
+                return
+            self.put(image)
+        self._wanted.acquire()
+        self.end()
+
+    def _frames(self) -> Iterator[Frame]:
+        for frame in super()._frames():
+            self._wanted.release()
+            yield frame
+
+    def _release(self) -> None:
+        super()._release()
+        self._wanted.release()
+        self._host.join()
+
+
+def feed(folder: Path, make_video: MakeVideo, images: list[Image]) -> Source:
+    return HostedFeed(images)
+
+
+class UnpluggedInTime(Camera):
+    """OpenCV reads a file as it reads a device. A camera never ends by itself, so this one is ended after 30 frames."""
+
+    def _frames(self) -> Iterator[Frame]:
+        yield from islice(super()._frames(), 30)
+
+
+def camera(folder: Path, make_video: MakeVideo, images: list[Image]) -> Source:
+    path = folder / "clip.mp4"
+    return UnpluggedInTime(str(path if path.exists() else make_video(path, images)))
+
+
+def demo(folder: Path, make_video: MakeVideo, images: list[Image]) -> Source:
+    return Demo(seconds=0.5)
+
+
+def simulated(folder: Path, make_video: MakeVideo, images: list[Image]) -> Source:
+    return SimulatedCamera((192, 16), 500, seconds=30 / 500, queue=30)  # a queue for all: a late reader misses none
+
+
+class Row(NamedTuple):
+    """A source that needs no device: it gets an empty folder, `make_video` and thirty pictures of 64 x 48, and is opened
+    of them all; it may be opened several times for one folder. size, total: of what it gives."""
+
+    open: Callable[[Path, MakeVideo, list[Image]], Source]
+    size: tuple[int, int] = (64, 48)
+    total: int = 30
+    paints: bool = False  # its own pictures, so that "the one that was put in" does not apply; a test of its own below
+
+
+SOURCES = [
+    Row(video),
+    Row(pictures),
+    Row(frames),
+    Row(paced),
+    Row(feed),
+    Row(camera),
+    Row(demo, (1280, 720), 15, paints=True),
+    Row(simulated, (192, 16), paints=True),
+]
 
 
 class TestSource:
     """What every source does."""
 
-    @pytest.fixture(params=SOURCES, ids=lambda row: row.__name__)
-    def make(self, request: pytest.FixtureRequest, tmp_path: Path, make_video: MakeVideo, moving: Moving) -> Make:
-        row = request.param
-        return lambda: row(tmp_path, make_video, moving(30))
+    @pytest.fixture(params=SOURCES, ids=lambda row: row.open.__name__)
+    def row(self, request: pytest.FixtureRequest) -> Row:
+        row: Row = request.param
+        return row
 
-    def test_frames_come_in_order_as_read_only_bgr(self, make: Make) -> None:
+    @pytest.fixture
+    def make(self, row: Row, tmp_path: Path, make_video: MakeVideo, moving: Moving) -> Make:
+        return lambda: row.open(tmp_path, make_video, moving(30))
+
+    def test_frames_come_in_order_as_read_only_bgr(self, row: Row, make: Make) -> None:
         with make() as source:
             got = list(source)
-            assert [f.index for f in got] == list(range(30))
+            assert [f.index for f in got] == list(range(row.total))
             for frame in got:
                 assert frame.image.dtype == np.uint8
-                assert frame.image.shape == (48, 64, 3)
+                assert frame.image.shape == (row.size[1], row.size[0], 3)
                 assert not frame.image.flags.writeable
                 assert frame.source
             if source.about.size is not None:
-                assert source.about.size == (64, 48)
+                assert source.about.size == row.size
             if source.about.frames is not None:
-                assert source.about.frames == 30
+                assert source.about.frames == row.total
 
+    @pytest.mark.parametrize("row", [r for r in SOURCES if not r.paints], ids=lambda row: row.open.__name__, indirect=True)
     def test_each_picture_is_the_one_that_was_put_in(self, make: Make, moving: Moving) -> None:
         with make() as source:
             for frame, image in zip(source, moving(30), strict=True):
@@ -93,10 +177,10 @@ class TestSource:
                 assert frame.time_base is not None
                 assert frame.time == float(frame.pts * frame.time_base)
 
-    def test_the_end_is_known_from_being_closed(self, make: Make) -> None:
+    def test_the_end_is_known_from_being_closed(self, row: Row, make: Make) -> None:
         with make() as source:
             states = [source.ended, *(source.ended for _ in source), source.ended]
-        assert states == [False] * 31 + [True]
+        assert states == [False] * (row.total + 1) + [True]
         with make() as source:
             next(iter(source))
         assert list(source) == []
@@ -168,6 +252,79 @@ def test_a_wait_that_is_broken_off_is_not_the_end(moving: Moving) -> None:
     consumer.join(2)
     assert not consumer.is_alive()
     assert not source.ended
+
+
+def test_of_what_a_feed_was_given_the_newest_wins(moving: Moving) -> None:
+    first, second, third = moving(3)
+    with Feed() as source:
+        got = iter(source)
+        source.put(first)
+        source.put(second, 7)
+        frame = next(got)
+        assert (frame.index, frame.time) == (0, 7)
+        assert np.array_equal(frame.image, second)
+        kept = third.copy()
+        source.put(third)
+        third[:] = 0  # the host goes on with its buffer
+        source.end()
+        assert np.array_equal(next(got).image, kept)
+        assert list(got) == []
+        assert source.ended
+
+
+def test_the_demo_shows_the_card_it_says() -> None:
+    with Demo(seconds=5) as source:
+        for frame in islice(source, 30, None, 60):  # when a card is in the middle
+            blue, green, red = frame.image[360, 640].astype(int)
+            color = source.truth(frame).removesuffix(" card")
+            expected = np.array(COLORS[color]) / max(COLORS[color])
+            assert np.abs(np.array([red, green, blue]) / max(red, green, blue) - expected).max() < 0.05
+            if frame.index == 30:
+                seen = {color}
+            seen.add(color)
+    assert len(seen) == 2
+
+
+def test_a_simulated_camera_dates_its_pictures_and_keeps_the_last_few() -> None:
+    with SimulatedCamera((192, 16), 1000, seconds=0.5, queue=4) as source:
+        got = iter(source)
+        first = next(got)
+        time.sleep(0.1)
+        after = [next(got) for _ in range(3)]
+    assert after[0].time - first.time > 0.09  # what was older the driver has overwritten
+    for frame in (first, *after):
+        assert frame.arrived >= read_clock(frame.image) - 1e-6  # not before it was taken
+        assert read_clock(frame.image) - read_clock(first.image) == pytest.approx(frame.time - first.time, abs=3e-6)
+
+
+def test_a_camera_that_stops_says_what_to_do(tmp_path: Path, make_video: MakeVideo, moving: Moving) -> None:
+    path = make_video(tmp_path / "clip.mp4", moving(5))  # its end is to OpenCV what a pulled plug is
+    got = []
+    with (
+        Camera(str(path), size=(32, 24), fps=5) as source,
+        pytest.raises(SourceError, match=rf"^{path} stopped giving frames; connect it again and start anew$"),
+    ):
+        assert source.about.size == (64, 48)  # wishes are wishes
+        assert source.rate == 10
+        assert source.live
+        for frame in source:
+            got.append(frame.index)
+    assert got == list(range(5))
+    assert source.ended
+
+
+def test_a_camera_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no camera").write_bytes(b"nothing that OpenCV opens")
+    wrong: dict[int | str, str] = {
+        987: "^camera 987 cannot be opened: none is connected",
+        str(tmp_path / "no camera"): "no camera cannot be opened: none is connected",
+        str(tmp_path / "nowhere"): "nowhere: no such device; list what there is",
+    }
+    for device, reason in wrong.items():
+        with pytest.raises(SourceError, match=reason) as error:
+            Camera(device)
+        assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
 
 
 REAL_COUNTS = {

@@ -39,20 +39,28 @@ class Window(Sink):
         finally:
             if loud:  # Qt has read it; the rest of the process is not ours
                 del os.environ["QT_LOGGING_RULES"]
-        self._sized = False
+        self._sized = self._closed = False
 
     def write(self, image: Image, result: Result) -> None:  # noqa: ARG002
-        """Show the picture and look at the keys."""
+        """Show the picture and look at the keys; nothing once the user closed it. Raises `SinkError` after `close()`."""
+        if self._closed:
+            raise SinkError("the window is closed; open another")
+        if self.finished:
+            return  # imshow would open it again
         if not self._sized:
             self._cv2.resizeWindow(self._title, min(image.shape[1], 1280), min(image.shape[0], 720))
             self._sized = True
         self._cv2.imshow(self._title, image)
         key = self._cv2.pollKey() & 0xFF
-        closed = self._cv2.getWindowProperty(self._title, self._cv2.WND_PROP_VISIBLE) < 1
+        try:
+            closed = self._cv2.getWindowProperty(self._title, self._cv2.WND_PROP_VISIBLE) < 1
+        except self._cv2.error:  # Qt says so once its last window is gone
+            closed = True
         self.finished = self.finished or closed or key in _QUIT
 
     def close(self) -> None:
         """Close the window; harmless when the user has."""
+        self._closed = True
         with contextlib.suppress(self._cv2.error):
             self._cv2.destroyWindow(self._title)
             self._cv2.pollKey()  # lets the toolkit carry it out
