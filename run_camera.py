@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("source", nargs="?", default="0", metavar="SOURCE", help="0 | 1 | /dev/video2 | clip.mp4 | picture | folder | demo")
-    add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx); default: demo's own, else ViT-B-16")
+    add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx), or demo")
     add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
     add("--engine", default="auto", choices=("auto", *available()), help="what runs the model (default: auto)")
     add("--precision", default="auto", choices=("auto", "fp32", "fp16"))
@@ -90,7 +90,7 @@ def is_live(args: argparse.Namespace, source: Source) -> bool:
 
 def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Source, Recognizer, list[Sink]]:
     """Open what the command line names; `stack` closes it. Outputs come last, so that a mistake leaves none behind."""
-    from clipsight.engines import SinkError, open_engine
+    from clipsight.engines import LabelError, ModelError, SinkError, open_engine
     from clipsight.engines.registry import find_model
     from clipsight.labels import open_bank
     from clipsight.stream import Recognizer, open_sink, open_source
@@ -99,10 +99,20 @@ def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Sou
     outputs = [path for path in (args.save, args.results) if path]
     if args.no_window and not outputs:
         raise SinkError("--no-window needs --save OUT.mp4 or --results OUT.jsonl: there would be nothing to see")
+    model = args.model or ("demo" if args.source == "demo" else None)
+    if model is None:
+        raise ModelError(
+            "no --model was given, and ViT-B-16, which will be the default, cannot be fetched yet; "
+            "give --model FOLDER --labels BANK, or try the demo: run_camera.py demo"
+        )
+    find_model(model)  # before the rest, which would complain of what is only a consequence
+    labels = args.labels or ("demo" if model == "demo" else None)
+    if labels is None:
+        raise LabelError(
+            'no --labels was given; give a bank (.safetensors), or words.txt or "a, b, c" for a model with a text tower'
+        )
     source = stack.enter_context(open_source(args.source, size=args.size, fps=args.fps))
-    model = args.model or ("demo" if args.source == "demo" else "ViT-B-16")
-    find_model(model)  # before the labels, which would complain of what is only a consequence
-    bank = open_bank(args.labels or ("demo" if model == "demo" else "everyday"), model)
+    bank = open_bank(labels, model)
     sinks: list[Sink] = []
     if not args.no_window:
         try:

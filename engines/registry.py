@@ -126,7 +126,7 @@ def _choose(folder: Path, card: ModelCard) -> str:
         )
     for name, row in fitting.items():
         if _installed(row.needs):
-            log.info("engine: %s for %s, the first installed of %s", name, card.id, ", ".join(fitting))
+            log.info("engine: %s for %s (the first that is installed, in the order %s)", name, card.id, ", ".join(fitting))
             return name
     raise BackendMissing(f"no runtime for {card.id} is installed; run: {next(iter(fitting.values())).install}")
 

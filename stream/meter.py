@@ -32,6 +32,8 @@ class Quantiles:
         return cls(*(float(v) * 1e3 for v in np.percentile(np.asarray(seconds), (50, 95, 99))))
 
     def __str__(self) -> str:
+        if np.isnan(self.p50):
+            return "not measured: too short a run"
         return f"p50 {self.p50:.1f}  p95 {self.p95:.1f}  p99 {self.p99:.1f} ms"
 
 
@@ -63,7 +65,8 @@ class Summary:
         """For people, one figure a line."""
         return [
             f"display        {self.fps:.1f} fps  ({self.shown} frames in {self.seconds:.1f} s, {self.dropped} dropped)",
-            f"interval       {self.interval}  ({self.over_50ms} over 50 ms)",
+            # of a source slower than 25 a second every interval is near 50 ms, and the count says nothing
+            f"interval       {self.interval}" + (f"  ({self.over_50ms} over 50 ms)" if self.interval.p50 < 40 else ""),
             f"frame age      {self.frame_age}",
             f"result age     {self.result_age}",
             f"recognitions   {self.recognitions:.1f} a second  ({self.recognized} of {self.captured} frames)",

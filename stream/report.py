@@ -53,5 +53,5 @@ class Report:
         if self._truth:
             share = self._right / self._judged if self._judged else 0.0
             verdict = "passed" if self.passed else "FAILED"
-            lines.append(f"named right    {share:.1%} of {self._judged} scored frames: {verdict}")
+            lines.append(f"named right    {share:.1%} of {self._judged} scored frames, each by its own truth: {verdict}")
         return lines

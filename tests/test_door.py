@@ -230,7 +230,8 @@ class TestWrongUse:
 
     def refused(self, tmp_path: Path, *words: str | Path) -> str:
         out = tmp_path / "r.jsonl"
-        line = one_line(door(*words, "--results", out, "--no-window"), 2)
+        given = () if "--model" in words else ("--model", "demo")
+        line = one_line(door(*words, *given, "--results", out, "--no-window"), 2)
         assert line.startswith("clipsight: ")
         return line
 
@@ -275,7 +276,12 @@ class TestWrongUse:
         assert "no text tower" in self.refused(tmp_path, clip, "--model", "demo", "--labels", "cat, dog")
 
     def test_the_world_without_a_clip_model(self, tmp_path: Path, clip: Path) -> None:
-        assert "ViT-B-16" in self.refused(tmp_path, clip)
+        done = door(clip, "--results", tmp_path / "r.jsonl", "--no-window")
+        assert "no --model was given" in one_line(done, 2)
+
+    def test_a_model_without_labels(self, clip: Path, model: Path) -> None:
+        done = door(clip, "--model", model, "--save", clip.with_name("out.mp4"), "--no-window")
+        assert "no --labels was given" in one_line(done, 2)
 
     def test_an_output_folder_that_is_not_there(self, tmp_path: Path, clip: Path) -> None:
         done = door(clip, "--model", "demo", "--save", tmp_path / "none" / "out.mp4", "--no-window")
