@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .bench import bench, bench_prepare
 from .card import ModelCard
 from .commandline import Parser, run, whole
-from .errors import BackendMissing
-from .registry import SHIPPED, available, find_model
+from .errors import BackendError, BackendMissing
+from .registry import SHIPPED, available, find_model, needed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=("fp32", "fp16"),
         help="which image graphs to write (default both)",
     )
+    command = commands.add_parser("build", help="compile a model with TensorRT, for the GPU here or for another one")
+    command.set_defaults(run=_build)
+    command.add_argument("model", metavar="MODEL", help="a name or a folder")
+    command.add_argument("--engine", choices=("tensorrt", "tensorrt-rtx"), default="tensorrt", help="(default tensorrt)")
+    command.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="(default fp16)")
+    command.add_argument("--max-batch", type=whole, default=32, metavar="N", help="pictures per forward (default 32)")
+    command.add_argument("--device", type=int, metavar="N", help="the GPU of that index (default 0)")
+    command.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures of your own that the plan is checked on too")
+    command.add_argument("--target", metavar="SM", help="build for another GPU, such as sm89, and write a file (tensorrt-rtx)")
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="where, with --target")
+    command = commands.add_parser("adopt", help="take a plan that was built with --target into the cache of this machine")
+    command.set_defaults(run=_adopt)
+    command.add_argument("plan", type=Path, metavar="PLAN", help="its file; PLAN.json lies beside it")
+    command.add_argument("model", metavar="MODEL", help="the model it is of: a name or a folder")
+    command.add_argument("--sha256", required=True, metavar="HEX", help="what `build` printed; a plan is a program, so be sure")
+    command.add_argument("--device", type=int, metavar="N", help="the GPU of that index (default 0)")
     command = commands.add_parser("bench", help="milliseconds of every backend on this machine, in turn, and of prepare")
     command.set_defaults(run=_bench)
     command.add_argument("--model", default="demo", metavar="NAME|FOLDER", help="what to run (default demo)")
@@ -46,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--rounds", type=whole, default=5, help="rounds in which the backends take turns (default 5)")
     command.add_argument("--calls", type=whole, default=10, help="calls of each in a round (default 10)")
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="clipsight: %(message)s", level=logging.INFO)
     return run(lambda: options.run(options))
 
 
@@ -79,6 +98,51 @@ def _export(options: argparse.Namespace) -> None:
     for name, figure in figures.items():
         print(f"{options.output / name}: centered cosine to torch {figure:.7f}")
     print(f"{card.id} is in {options.output}. Its weights are random: it recognizes nothing and is for measuring speed.")
+
+
+def _build(options: argparse.Namespace) -> None:
+    from .tensorrt_engine import ENGINES, Making, build_elsewhere
+
+    folder = find_model(options.model)
+    card = ModelCard.load(folder)
+    name, precision, most = options.engine, options.precision, options.max_batch
+    if options.target or options.output:
+        if not (options.target and options.output):
+            raise BackendError("--target SM and -o FILE go together: a plan for another GPU is written to a file")
+        needed(name, nvidia=False)
+        facts = build_elsewhere(name, folder, card, precision, most, options.target, options.output)
+        print(
+            f"{options.output}: {card.id} for {options.target}, {precision}, {facts['size'] / 1e6:.0f} MB, {facts['seconds']} s"
+        )
+        print("Copy it and its .json to the machine with that GPU and run there:")
+        print(f"  python -m clipsight.engines adopt {options.output.name} {options.model} --sha256 {facts['sha256']}")
+        return
+    needed(name)
+    pictures = []
+    if options.pictures:
+        from .compiled.gate import pictures_in
+
+        pictures = pictures_in(options.pictures)
+    making = Making(pictures, anew=True)
+    with ENGINES[name](folder, card, precision=precision, device=options.device, max_batch=most, making=making) as engine:
+        print(f"{engine.plan}: {engine.facts['size'] / 1e6:.0f} MB, {engine.facts['seconds']} s")
+        _figures(engine.facts)
+
+
+def _adopt(options: argparse.Namespace) -> None:
+    from .tensorrt_engine import adopt
+
+    folder = find_model(options.model)
+    with adopt(options.plan, options.sha256, folder, ModelCard.load(folder), device=options.device) as engine:
+        print(f"{engine.plan}: adopted")
+        _figures(engine.facts)
+
+
+def _figures(facts: Mapping[str, Any]) -> None:
+    print(
+        f"beside ONNX Runtime fp32 on {facts['pictures']} pictures: centered cosine at least {facts['cosine']:.5f}, "
+        f"the same label in {facts['agreement']:.1%}"
+    )
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -60,30 +61,39 @@ class Engine(ABC):
     def submit(self, images: Sequence[Image]) -> Pending:
         """Start encoding and return at once where the engine can; at most two calls are in flight.
 
-        The base runs the call here and now. Errors of the pictures are raised here, those of the forward by `result()`.
+        Most engines run the call here and now. Errors of the pictures are raised here, those of the forward by `result()`.
         """
         for image in images:
             check_image(image)
-        done: Future[Vectors] = Future()
+        parts = [images[i : i + self.max_batch] for i in range(0, len(images), self.max_batch)]
         try:
-            with self._lock:
-                parts = [self._encode(images[i : i + self.max_batch]) for i in range(0, len(images), self.max_batch)]
+            with self._telling(), self._lock:
+                if self._closed:
+                    raise BackendError(f"{self.name}: the engine is closed; open it again")
+                running = [(len(part), self._start(part)) for part in parts]
         except ClipsightError as error:
-            done.set_exception(error)
-        except Exception as error:  # a runtime's own error: the caller is told which backend and model it was
-            done.set_exception(BackendError(f"{self.name} failed on {self.card.id}: {one_line(error)}"))
-        else:
-            done.set_result(np.concatenate(parts) if parts else np.empty((0, self.card.dim), np.float32))
-        return done
+            failed: Future[Vectors] = Future()
+            failed.set_exception(error)
+            return failed
+        return _Running(self, running)
 
-    def _encode(self, images: Sequence[Image]) -> Vectors:
-        if self._closed:
-            raise BackendError(f"{self.name}: the engine is closed; open it again")
-        embeds = np.asarray(self._run(images)[OUTPUT], np.float32)
-        if embeds.shape != (len(images), self.card.dim):
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """A runtime's own error comes out as `BackendError`: the caller is told which backend and model it was."""
+        try:
+            yield
+        except ClipsightError:
+            raise
+        except Exception as error:
+            raise BackendError(f"{self.name} failed on {self.card.id}: {one_line(error)}") from error
+
+    def _unit(self, n: int, outputs: Mapping[str, NDArray[Any]]) -> Vectors:
+        """The outputs of `n` pictures -> n x dim unit rows."""
+        embeds = np.asarray(outputs[OUTPUT], np.float32)
+        if embeds.shape != (n, self.card.dim):
             raise BackendError(
                 f"{self.name}: {OUTPUT} is {embeds.shape}, the card of {self.card.id} says "
-                f"{(len(images), self.card.dim)}; correct 'dim' in card.json or export the model anew"
+                f"{(n, self.card.dim)}; correct 'dim' in card.json or export the model anew"
             )
         norms = np.linalg.norm(embeds, axis=1, keepdims=True)
         if not (np.isfinite(norms).all() and (norms > 0).all()):
@@ -91,8 +101,13 @@ class Engine(ABC):
         unit: Vectors = embeds / norms
         return unit
 
+    def _start(self, images: Sequence[Image]) -> Callable[[], Mapping[str, NDArray[Any]]]:
+        """Begin `_run` and return what waits for its outputs; here there is nothing left to wait for."""
+        outputs = self._run(images)
+        return lambda: outputs
+
     @abstractmethod
-    def _run(self, images: Sequence[Image]) -> dict[str, NDArray[Any]]:
+    def _run(self, images: Sequence[Image]) -> Mapping[str, NDArray[Any]]:
         """The one hook: at most `max_batch` pictures -> the graph's outputs by name, `image_embeds` among them."""
 
     def close(self) -> None:
@@ -110,6 +125,25 @@ class Engine(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+class _Running:
+    """Batches of one call on their way; the first `result()` waits, later ones give the same."""
+
+    def __init__(self, engine: Engine, parts: Sequence[tuple[int, Callable[[], Mapping[str, NDArray[Any]]]]]) -> None:
+        self._engine, self._parts = engine, parts
+        self._lock = threading.Lock()
+        self._vectors: Vectors | None = None
+
+    def result(self) -> Vectors:
+        """See `Pending`."""
+        engine = self._engine
+        with self._lock, engine._telling():
+            if self._vectors is None:
+                rows = [engine._unit(n, wait()) for n, wait in self._parts]
+                self._vectors = np.concatenate(rows) if rows else np.empty((0, engine.card.dim), np.float32)
+                self._parts = ()
+            return self._vectors
 
 
 class HostPrepared(Engine):

@@ -25,6 +25,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and
 # GEMM_MULTITHREAD_THRESHOLD). Beside an encoder that fills every core, a pool of BLAS threads waits for its slowest
 # member and costs ten times the work itself; products of this size are also what stays in the cache.
 _ONE_THREAD = 2**18
+FIXED = 22  # bits after the point of PIL's weights (PRECISION_BITS in Resample.c)
 _BLOCK = 5  # outputs per product: wider blocks multiply more zeros of the band
 
 
@@ -89,8 +90,24 @@ class _Plan(NamedTuple):
     left: int
 
 
-@lru_cache(maxsize=16)
-def _plan(height: int, width: int, size: int, resize: Resize, filter: Filter) -> _Plan:
+class Taps(NamedTuple):
+    """One output of a resize: inputs lo, lo + 1 ... times these weights, in PIL's fixed point of 22 bits (int64)."""
+
+    lo: int
+    weights: NDArray[np.int64]
+
+
+class Geometry(NamedTuple):
+    """How a frame becomes the S x S picture: its rows and columns in terms of the frame's, and where they lie in it."""
+
+    rows: tuple[Taps, ...]
+    columns: tuple[Taps, ...]
+    top: int
+    left: int
+
+
+def geometry(height: int, width: int, size: int, resize: Resize, filter: Filter) -> Geometry:
+    """What CLIP's preparation does to a `height` x `width` frame, as PIL's Resample.c computes it."""
     if resize == "squash":
         h = w = size
     else:
@@ -99,15 +116,13 @@ def _plan(height: int, width: int, size: int, resize: Resize, filter: Filter) ->
         h, w = (size, int(size * width / height)) if short else (int(size * height / width), size)
         h, w = max(h, 1), max(w, 1)
     taken_h, taken_w = min(h, size), min(w, size)
-    rows = _bands(height, h, round((h - taken_h) / 2), taken_h, filter)
-    columns = _bands(width, w, round((w - taken_w) / 2), taken_w, filter)
-    swap = np.eye(3, dtype=np.float32)[::-1]  # BGR to RGB costs nothing inside the product
-    columns = tuple(b._replace(kernel=np.ascontiguousarray(np.kron(b.kernel.T, swap))) for b in columns)
-    return _Plan(columns, rows, (size - taken_h) // 2, (size - taken_w) // 2)
+    rows = _taps(height, h, round((h - taken_h) / 2), taken_h, filter)
+    columns = _taps(width, w, round((w - taken_w) / 2), taken_w, filter)
+    return Geometry(rows, columns, (size - taken_h) // 2, (size - taken_w) // 2)
 
 
-def _bands(n_in: int, n_out: int, first: int, count: int, filter: Filter) -> tuple[_Band, ...]:
-    """Weights of outputs first..first+count of a resize from `n_in` to `n_out`, as PIL's Resample.c computes them."""
+def _taps(n_in: int, n_out: int, first: int, count: int, filter: Filter) -> tuple[Taps, ...]:
+    """Outputs first..first+count of a resize from `n_in` to `n_out`."""
     scale = n_in / n_out
     stretch = max(scale, 1.0)  # the filter widens when shrinking: that is the antialiasing
     support = (2.0 if filter == "bicubic" else 1.0) * stretch
@@ -118,15 +133,27 @@ def _bands(n_in: int, n_out: int, first: int, count: int, filter: Filter) -> tup
         lo = max(int(center - support + 0.5), 0)
         hi = min(int(center + support + 0.5), n_in)
         weights = kernel((np.arange(lo, hi) - center + 0.5) / stretch)
-        # PIL computes in fixed point of 22 bits; the same weights decide most exact halves the same way
-        taps.append((lo, hi, np.rint(weights / weights.sum() * 2**22) / 2**22))
+        taps.append(Taps(lo, np.rint(weights / weights.sum() * 2**FIXED).astype(np.int64)))
+    return tuple(taps)
+
+
+@lru_cache(maxsize=16)
+def _plan(height: int, width: int, size: int, resize: Resize, filter: Filter) -> _Plan:
+    rows, columns, top, left = geometry(height, width, size, resize, filter)
+    swap = np.eye(3, dtype=np.float32)[::-1]  # BGR to RGB costs nothing inside the product
+    wide = tuple(b._replace(kernel=np.ascontiguousarray(np.kron(b.kernel.T, swap))) for b in _bands(columns))
+    return _Plan(wide, _bands(rows), top, left)
+
+
+def _bands(taps: Sequence[Taps]) -> tuple[_Band, ...]:
     bands = []
-    for start in range(0, count, _BLOCK):
+    for start in range(0, len(taps), _BLOCK):
         block = taps[start : start + _BLOCK]
-        lo, hi = min(t[0] for t in block), max(t[1] for t in block)
+        lo, hi = min(t.lo for t in block), max(t.lo + len(t.weights) for t in block)
         dense = np.zeros((len(block), hi - lo), np.float32)
-        for row, (a, b, weights) in zip(dense, block, strict=True):
-            row[a - lo : b - lo] = weights
+        for row, tap in zip(dense, block, strict=True):
+            # PIL's fixed-point weights decide most exact halves the same way as PIL
+            row[tap.lo - lo : tap.lo - lo + len(tap.weights)] = tap.weights / 2**FIXED
         bands.append(_Band(start, start + len(block), lo, hi, dense))
     return tuple(bands)
 

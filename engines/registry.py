@@ -6,8 +6,9 @@ import dataclasses
 import importlib
 import importlib.util
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .base import Engine
 from .card import ModelCard, Resize
@@ -16,7 +17,7 @@ from .text import TextEncoder
 
 log = logging.getLogger("clipsight")
 
-Precision = Literal["auto", "fp32", "fp16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 SHIPPED = Path(__file__).parent / "models"
 
@@ -26,14 +27,24 @@ class Backend(NamedTuple):
 
     module: str  # beside this one
     cls: str
-    needs: str  # the package that must be installed
-    install: str  # what to type where it is not
+    needs: str  # the packages that must be installed
+    install: str  # what to type where they are not
     weights: str  # the file it runs, in the model's folder
+    precisions: str = "fp32 fp16"
+    nvidia: bool = False  # it runs on an NVIDIA GPU and nowhere else
 
 
-# auto takes the first row whose package is installed and whose file the folder has. The order is fixed: ONNX Runtime
-# and OpenVINO are level on CPUs and ahead of torch (BENCHMARKS.md).
+def _on_nvidia(name: str) -> tuple[str, str, str, str, bool]:
+    needs = f"{name.replace('-', '_')} pycuda cuda.bindings onnx onnxruntime"
+    return needs, f'pip install -e ".[{name}]"', "image.onnx", "fp32 fp16 bf16", True
+
+
+# auto takes the first row whose packages are installed, whose file the folder has and, for the first two, whose GPU is
+# there. The order is fixed: an NVIDIA GPU is far ahead of any CPU; ONNX Runtime and OpenVINO are level on CPUs and ahead of
+# torch (BENCHMARKS.md).
 BACKENDS: dict[str, Backend] = {
+    "tensorrt": Backend("tensorrt_engine", "TensorRTEngine", *_on_nvidia("tensorrt")),
+    "tensorrt-rtx": Backend("tensorrt_engine", "TensorRTForRTXEngine", *_on_nvidia("tensorrt-rtx")),
     "onnx": Backend("onnx_engine", "OnnxEngine", "onnxruntime", "pip install onnxruntime", "image.onnx"),
     "openvino": Backend("openvino_engine", "OpenVinoEngine", "openvino", "pip install openvino", "image.onnx"),
     "torch": Backend("torch_engine", "TorchEngine", "torch", "pip install torch", "image.safetensors"),
@@ -41,8 +52,15 @@ BACKENDS: dict[str, Backend] = {
 
 
 def available() -> dict[str, str | None]:
-    """Every backend by name, in auto's order, with None where it is installed or the line that installs it."""
-    return {name: None if _installed(row.needs) else row.install for name, row in BACKENDS.items()}
+    """Every backend by name, in auto's order, with None where it can run here or else what to do for it, in one line."""
+    return {name: missing(row) for name, row in BACKENDS.items()}
+
+
+def missing(row: Backend) -> str | None:
+    """What to do so that a backend can run here; None where nothing is missing."""
+    install = row.install if _lacking(row) else None
+    no_gpu = _no_gpu() if row.nvidia else None
+    return f"{no_gpu}; then run: {install}" if no_gpu and install else no_gpu or install
 
 
 def find_model(model: str | Path) -> Path:
@@ -69,13 +87,15 @@ def open_engine(
     threads: int | None = None,
     background: bool = False,
     fit: Resize | None = None,
+    max_batch: int | None = None,
 ) -> Engine:
     """Open the image encoder of `model`, a shipped model's name or a folder.
 
-    backend: a name of `available()`, or "auto": the first that is installed and has its file in the folder; what it
-    chose is logged. precision: "auto" is fp32 on a CPU; "fp16" takes image.fp16.onnx. device: index of a GPU; None is
-    the CPU. threads: size of the runtime's pool, by default one per core. background: run it at lower priority than the
-    rest of the program. fit: replaces the card's `resize`.
+    backend: a name of `available()`, or "auto": the first that can run here and has its file in the folder; what it
+    chose is logged. precision: "auto" is fp32 on a CPU and fp16 in TensorRT; "fp16" takes image.fp16.onnx; "bf16" is
+    TensorRT's alone. device: index of a GPU; None is the CPU, and GPU 0 for TensorRT. threads: size of the runtime's pool, by
+    default one per core. background: run it at lower priority than the rest of the program. fit: replaces the card's
+    `resize`. max_batch: pictures per forward, by default 32; TensorRT compiles the model for it.
 
     Raises `ModelError` for the folder, `BackendMissing` with the install line for a backend that is not installed,
     `BackendError` for one that cannot open the model.
@@ -86,22 +106,44 @@ def open_engine(
         card = dataclasses.replace(card, resize=fit)
     if precision not in get_args(Precision):
         raise BackendError(f"precision {precision!r} is not known; use one of {', '.join(get_args(Precision))}")
-    name = _choose(folder, card) if backend == "auto" else backend
+    if max_batch is not None and max_batch < 1:
+        raise BackendError(f"max_batch must be at least 1, not {max_batch}")
+    settings = {"precision": precision, "device": device, "threads": threads, "background": background}
+    if backend != "auto":
+        return _open(backend, folder, card, settings, max_batch)
+    *first, last = _choose(folder, card, precision)
+    for name in first:
+        try:
+            return _open(name, folder, card, settings, max_batch)
+        except BackendError as error:
+            log.warning("engine: %s cannot open %s (%s); taking the next", name, card.id, error)
+    return _open(last, folder, card, settings, max_batch)
+
+
+def _open(name: str, folder: Path, card: ModelCard, settings: Mapping[str, Any], max_batch: int | None) -> Engine:
     if name not in BACKENDS:
         raise BackendError(f"no backend {name!r}; use auto, {', '.join(BACKENDS)}")
     row = BACKENDS[name]
-    if not _installed(row.needs):
-        raise BackendMissing(f"{name} is not installed; run: {row.install}")
+    needed(name)
+    if settings["precision"] not in ("auto", *row.precisions.split()):
+        raise BackendError(
+            f"{name} does not run {settings['precision']}; use --precision {' or '.join(row.precisions.split())}"
+        )
     if not (folder / row.weights).is_file():
         raise ModelError(f"{folder}: {row.weights}, which {name} runs, is not there; export the model with it")
     try:
         cls = getattr(importlib.import_module(f".{row.module}", __package__), row.cls)
-        engine: Engine = cls(folder, card, precision=precision, device=device, threads=threads, background=background)
-        return engine
+        if row.nvidia:  # what is compiled is compiled for it
+            return cls(folder, card, **settings, max_batch=max_batch)  # type: ignore[no-any-return]
+        engine: Engine = cls(folder, card, **settings)
     except ImportError as error:
+        if isinstance(error, BackendMissing):
+            raise
         raise BackendMissing(
             f"{name} is installed but does not load ({error}); run: {row.install} --force-reinstall"
         ) from error
+    engine.max_batch = min(engine.max_batch, max_batch or engine.max_batch)
+    return engine
 
 
 def open_text(model: str | Path) -> TextEncoder:
@@ -117,19 +159,53 @@ def open_text(model: str | Path) -> TextEncoder:
     return TextEncoder(folder, card)
 
 
-def _choose(folder: Path, card: ModelCard) -> str:
-    """The first usable backend in the table's order; raise where there is none, naming what would help."""
+def needed(name: str, *, nvidia: bool = True) -> None:
+    """Raise where a backend cannot run here, with what to do. nvidia: whether its GPU is needed too."""
+    row = BACKENDS[name]
+    lacking = _lacking(row) if nvidia else _lacking(row, without=("pycuda", "cuda.bindings"))
+    if nvidia and row.nvidia and _no_gpu():  # first: without a GPU there is no use in installing anything
+        raise (BackendMissing if lacking else BackendError)(f"{name}: {missing(row)}")
+    if lacking:
+        raise BackendMissing(f"{name} is not installed ({', '.join(lacking)}); run: {row.install}")
+
+
+def _choose(folder: Path, card: ModelCard, precision: str) -> list[str]:
+    """The backends to try, in this order: those for an NVIDIA GPU that can run here, and the first other one.
+
+    Raises where there is none, naming what would help.
+    """
     fitting = {name: row for name, row in BACKENDS.items() if (folder / row.weights).is_file()}
     if not fitting:
         raise ModelError(
             f"{folder}: neither image.onnx nor image.safetensors is there; a model folder needs one beside card.json"
         )
-    for name, row in fitting.items():
-        if _installed(row.needs):
-            log.info("engine: %s for %s (the first that is installed, in the order %s)", name, card.id, ", ".join(fitting))
-            return name
-    raise BackendMissing(f"no runtime for {card.id} is installed; run: {next(iter(fitting.values())).install}")
+    able = [name for name, row in fitting.items() if not missing(row)]
+    if not able:
+        cheapest = next(row for row in fitting.values() if not row.nvidia)
+        raise BackendMissing(f"no runtime for {card.id} is installed; run: {cheapest.install}")
+    able = [name for name in able if precision in ("auto", *BACKENDS[name].precisions.split())] or able[-1:]
+    others = [name for name in able if not BACKENDS[name].nvidia]
+    chosen = [name for name in able if BACKENDS[name].nvidia] + others[:1]
+    order = ", ".join(fitting)
+    hint = ""
+    if not BACKENDS[chosen[0]].nvidia and not _no_gpu():
+        hint = f"; TensorRT would use the NVIDIA GPU here: {BACKENDS['tensorrt'].install}"
+    log.info("engine: %s for %s (the first that can run here, in the order %s%s)", chosen[0], card.id, order, hint)
+    return chosen
+
+
+def _lacking(row: Backend, without: Sequence[str] = ()) -> list[str]:
+    return [package for package in row.needs.split() if package not in without and not _installed(package)]
 
 
 def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of cuda.bindings, where there is no cuda at all
+        return False
+
+
+def _no_gpu() -> str | None:
+    from .compiled.device import driver
+
+    return driver()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simulated_tensorrt
+from simulated_cuda import World
 
 from clipsight.engines import Image
 
@@ -69,3 +72,22 @@ def moving() -> Callable[..., list[Image]]:
         return [np.stack([(x * 3 + 5 * i) % 256, (y * 4) % 256, (x + y + 9 * i) % 256], -1).astype(np.uint8) for i in range(n)]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def plan_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of plans for all tests that do not care how a plan came to be."""
+    return tmp_path_factory.mktemp("cache") / "clipsight"
+
+
+@pytest.fixture
+def simulated_gpu(monkeypatch: pytest.MonkeyPatch, plan_cache: Path) -> Iterator[World]:
+    """An NVIDIA GPU that is simulated (`simulated_cuda`), and TensorRT for RTX on it; nothing may be left on it."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not for this platform")
+    world = World()
+    simulated_tensorrt.install(monkeypatch, world, plan_cache)
+    yield world
+    gc.collect()
+    assert world.complaints == []
+    assert world.stack() == []
+    assert not world.memory, f"{len(world.memory)} pieces of memory were not freed"

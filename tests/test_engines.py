@@ -33,7 +33,8 @@ from clipsight.engines import (
 from clipsight.labels import LabelBank
 from clipsight.labels.__main__ import bank_of_npz
 
-ALL = ["onnx", "openvino", "torch"]
+CPU = ["onnx", "openvino", "torch"]  # in auto's order
+ALL = [*CPU, "tensorrt-rtx"]
 TINY = {
     "embed_dim": 32,
     "quick_gelu": True,
@@ -97,11 +98,21 @@ print(*sorted({nice for cpu, nice in gained.values() if cpu >= max(most / 4, 0.0
 """
 
 
+def opened(folder: Path, backend: str, **settings: Any) -> Engine:
+    """The engine in float32, which is not every backend's own choice."""
+    return open_engine(folder, backend, precision="fp32", **settings)
+
+
 @pytest.mark.parametrize("backend", ALL)
 class TestEngine:
+    @pytest.fixture(autouse=True)
+    def where_it_runs(self, backend: str, request: pytest.FixtureRequest) -> None:
+        if backend == "tensorrt-rtx":
+            request.getfixturevalue("simulated_gpu")
+
     @pytest.fixture
     def engine(self, tiny: Path, backend: str) -> Iterator[Engine]:
-        with open_engine(tiny, backend) as engine:
+        with opened(tiny, backend) as engine:
             yield engine
 
     def test_unit_rows_of_the_cards_length(self, engine: Engine, backend: str) -> None:
@@ -156,7 +167,7 @@ class TestEngine:
             thread.join(60)
             return got[0]
 
-        engine = in_thread(lambda: open_engine(tiny, backend))
+        engine = in_thread(lambda: opened(tiny, backend))
         assert in_thread(lambda: engine.encode(pictures(1))).shape == (1, 32)
         in_thread(engine.close)
         with pytest.raises(BackendError, match="closed"):
@@ -181,13 +192,15 @@ class TestEngine:
     def test_in_the_background_the_answers_are_the_same(self, engine: Engine, tiny: Path, backend: str) -> None:
         images = pictures(4)
         before = threading.active_count()
-        with open_engine(tiny, backend, background=True) as behind:
+        with opened(tiny, backend, background=True) as behind:
             assert np.allclose(behind.encode(images), engine.encode(images), atol=2e-5)
         assert threading.active_count() == before
 
     @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
     def test_in_the_background_every_thread_that_works_has_lower_priority(self, tiny: Path, backend: str) -> None:
         """In a process of its own: a runtime's pool may belong to the process, and to who started it."""
+        if backend == "tensorrt-rtx":
+            pytest.skip("it has no threads: the GPU works")
         done = subprocess.run([sys.executable, "-c", WORKERS, str(tiny), backend], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["10"]
 
@@ -197,12 +210,12 @@ class TestEngine:
 
     def test_no_such_device_is_one_line(self, tiny: Path, backend: str) -> None:
         with pytest.raises(BackendError) as caught:
-            open_engine(tiny, backend, device=97)
+            opened(tiny, backend, device=97)
         assert "\n" not in str(caught.value)
 
     def test_fit_replaces_the_cards_resize(self, tiny: Path, backend: str, engine: Engine) -> None:
         image = pictures(1, 40, 200)
-        with open_engine(tiny, backend, fit="squash") as squashed:
+        with opened(tiny, backend, fit="squash") as squashed:
             assert squashed.card.resize == "squash"
             assert not np.allclose(squashed.encode(image), engine.encode(image), atol=1e-3)
 
@@ -212,7 +225,7 @@ class TestEngine:
         row = registry.BACKENDS[backend]
         monkeypatch.setitem(registry.BACKENDS, backend, row._replace(needs="clipsight_surely_not_there"))
         with pytest.raises(BackendMissing, match=re.escape(row.install)):
-            open_engine(tiny, backend)
+            opened(tiny, backend)
         assert available()[backend] == row.install
 
     def test_weights_that_are_damaged_are_one_line(self, tiny: Path, backend: str, tmp_path: Path) -> None:
@@ -220,14 +233,14 @@ class TestEngine:
         file = registry.BACKENDS[backend].weights
         (tmp_path / file).write_bytes((tiny / file).read_bytes()[:1000])
         with pytest.raises((BackendError, ModelError)) as caught:
-            open_engine(tmp_path, backend)
+            opened(tmp_path, backend)
         assert "\n" not in str(caught.value)
         assert str(tmp_path) in str(caught.value)
 
     def test_weights_that_are_not_there(self, tiny: Path, backend: str, tmp_path: Path) -> None:
         ModelCard.load(tiny).save(tmp_path)
         with pytest.raises(ModelError, match=re.escape(registry.BACKENDS[backend].weights)):
-            open_engine(tmp_path, backend)
+            opened(tmp_path, backend)
 
 
 def graph_of(tmp_path: Path, value: float, size: int = 8, dim: int = 3, name: str = "image_embeds", batch: Any = "n") -> Path:
@@ -292,14 +305,14 @@ class TestGraphs:
 def test_auto_takes_the_first_that_is_installed_and_says_so(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert list(available()) == ALL
+    assert list(available()) == ["tensorrt", "tensorrt-rtx", *CPU]
     caplog.set_level("INFO", "clipsight")
     for gone in (None, "onnx", "openvino"):
         if gone:
             row = registry.BACKENDS[gone]
             monkeypatch.setitem(registry.BACKENDS, gone, row._replace(needs="clipsight_surely_not_there"))
         with open_engine(tiny) as engine:
-            wanted = ALL[ALL.index(gone) + 1] if gone else ALL[0]
+            wanted = CPU[CPU.index(gone) + 1] if gone else CPU[0]
             assert engine.name == wanted
             assert f"engine: {wanted}" in caplog.text
 
@@ -309,10 +322,17 @@ def test_no_such_model_backend_or_precision(tiny: Path, tmp_path: Path) -> None:
         open_engine("no-such-model")
     with pytest.raises(ModelError, match="give the folder"):
         open_engine(tiny / "image.onnx")
-    with pytest.raises(BackendError, match="use auto, onnx"):
+    with pytest.raises(BackendError, match="use auto, tensorrt"):
         open_engine(tiny, "tenserrt")
-    with pytest.raises(BackendError, match="auto, fp32, fp16"):
+    with pytest.raises(BackendError, match="auto, fp32, fp16, bf16"):
         open_engine(tiny, precision="int3")  # type: ignore[arg-type]
+    for backend in CPU:
+        with pytest.raises(BackendError, match=f"{backend} does not run bf16; use --precision fp32 or fp16"):
+            open_engine(tiny, backend, precision="bf16")
+    with pytest.raises(BackendError, match="max_batch must be at least 1, not 0"):
+        open_engine(tiny, max_batch=0)
+    with open_engine(tiny, "onnx", max_batch=3) as engine:
+        assert engine.max_batch == 3
     ModelCard.load(tiny).save(tmp_path)
     with pytest.raises(ModelError, match="neither image"):
         open_engine(tmp_path)
@@ -366,7 +386,7 @@ def test_a_vit_of_true_shape_is_the_same_in_every_backend(real: Path, tmp_path: 
     files = sorted((real / "images" / "imagenet").glob("*.jpg"))[:12]
     images = [np.ascontiguousarray(np.asarray(PIL.Image.open(f).convert("RGB"))[:, :, ::-1]) for f in files]
     vectors = {}
-    for backend in ALL:
+    for backend in CPU:
         with open_engine(tmp_path, backend) as engine:
             vectors[backend] = engine.encode(images)
     for other in ("openvino", "torch"):

@@ -133,7 +133,7 @@ def test_mypy_strict(tmp_path: Path) -> None:
             text=True,
             check=False,
             cwd=tmp_path,
-            env={**os.environ, "MYPYPATH": str(tmp_path)},
+            env={**os.environ, "MYPYPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests")])},
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

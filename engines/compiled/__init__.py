@@ -1,0 +1,1 @@
+"""Engines that compile a model for one device: TensorRT and TensorRT for RTX."""
