@@ -40,8 +40,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx), or demo")
     add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
     add("--engine", default="auto", choices=("auto", *available()), help="what runs the model (default: auto)")
-    add("--precision", default="auto", choices=("auto", "fp32", "fp16"))
-    add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU)")
+    add("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU; with TensorRT: GPU 0)")
     add("--fit", choices=("crop", "squash", "pad"), help="how a frame becomes the model's square (default: as its card says)")
     add("--top", type=whole, default=5, metavar="K", help="labels to show (default: 5)")
     add("--size", type=size, metavar="WxH", help="size to ask the camera for")
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks:
     drawn = bool(args.save) or any(isinstance(sink, Window) for sink in sinks)
     running = live(source, recognizer) if is_live(args, source) else None
     try:
-        with contextlib.closing(running or each(source, recognizer)) as results:
+        with contextlib.closing(running or each(source, recognizer, batch=recognizer.engine.good_batch)) as results:
             buffer = None
             for result in results if running else with_progress(results, source, hidden=args.quiet):
                 new = report.add(result)

@@ -7,13 +7,13 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .bench import bench, bench_prepare
 from .card import ModelCard
 from .commandline import Parser, run, whole
 from .errors import BackendError, BackendMissing
-from .registry import SHIPPED, available, find_model, needed
+from .registry import BACKENDS, SHIPPED, Precision, available, find_model, needed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("bench", help="milliseconds of every backend on this machine, in turn, and of prepare")
     command.set_defaults(run=_bench)
     command.add_argument("--model", default="demo", metavar="NAME|FOLDER", help="what to run (default demo)")
+    command.add_argument("--engine", choices=tuple(BACKENDS), help="this one alone; TensorRT with every stage, beside torch")
+    command.add_argument("--precision", choices=get_args(Precision), default="auto")
+    command.add_argument("--max-batch", type=whole, default=256, metavar="N", help="TensorRT: the largest batch (default 256)")
+    command.add_argument(
+        "--torch-python", metavar="PYTHON", help="TensorRT: the interpreter that has torch, where it is another"
+    )
     command.add_argument("--device", type=int, metavar="N", help="the GPU of that index (default the CPU)")
     command.add_argument("--rounds", type=whole, default=5, help="rounds in which the backends take turns (default 5)")
     command.add_argument("--calls", type=whole, default=10, help="calls of each in a round (default 10)")
@@ -146,7 +152,22 @@ def _figures(facts: Mapping[str, Any]) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    bench(options.model, device=options.device, rounds=options.rounds, calls=options.calls)
+    if options.engine and BACKENDS[options.engine].nvidia:
+        from .gpu_bench import bench as bench_gpu
+        from .tensorrt_engine import ENGINES
+        from .torch_peers import Peers
+
+        needed(options.engine)
+        folder, device = find_model(options.model), options.device or 0
+        card, settings = ModelCard.load(folder), {"precision": options.precision, "max_batch": options.max_batch}
+        with (
+            ENGINES[options.engine](folder, card, device=device, **settings) as engine,
+            Peers(folder, device, options.torch_python) as peers,
+        ):
+            bench_gpu(engine, peers, rounds=options.rounds, calls=options.calls)
+        return
+    only = [options.engine] if options.engine else None
+    bench(options.model, only, device=options.device, precision=options.precision, rounds=options.rounds, calls=options.calls)
     bench_prepare(ModelCard.load(find_model(options.model)), rounds=options.rounds, calls=options.calls)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +12,26 @@ from .base import Engine
 from .card import ModelCard
 from .errors import BackendError, ClipsightError
 from .preparing import Image, prepare
-from .registry import BACKENDS, available, find_model, open_engine
+from .registry import BACKENDS, Precision, available, find_model, open_engine
 
 _SIZES = ((640, 480), (1280, 720), (1920, 1080), (3840, 2160))
 
 
 def bench(
-    model: str | Path, *, device: int | None = None, rounds: int, calls: int, say: Callable[[str], None] = print
+    model: str | Path,
+    only: Sequence[str] | None = None,
+    *,
+    device: int | None = None,
+    precision: Precision = "auto",
+    rounds: int,
+    calls: int,
+    say: Callable[[str], None] = print,
 ) -> dict[str, list[float]]:
     """Time every backend that can run `model`, in turn, and print medians and ratios; seconds of each call by name.
 
-    device: index of a GPU, None for the CPU; a backend that cannot use it says why and is left out. Each of `rounds`
-    rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, so that a machine whose speed drifts
-    drifts for all. Raises `BackendError` where none can run the model.
+    only: the names of those to time, by default all. device: index of a GPU, None for the CPU; a backend that cannot use it
+    says why and is left out. Each of `rounds` rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, so
+    that a machine whose speed drifts drifts for all. Raises `BackendError` where none can run the model.
     """
     folder = find_model(model)
     image = noise(1280, 720)
@@ -32,13 +39,15 @@ def bench(
     times: dict[str, list[float]] = {}
     try:
         for name, missing in available().items():
+            if only is not None and name not in only:
+                continue
             if missing:
-                say(f"{name}: not installed ({missing})")
+                say(f"{name}: cannot run here ({missing})")
             elif not (folder / BACKENDS[name].weights).is_file():
                 say(f"{name}: needs {BACKENDS[name].weights}, which {folder} has not")
             else:
                 try:
-                    engines[name] = open_engine(folder, name, device=device)
+                    engines[name] = open_engine(folder, name, device=device, precision=precision)
                 except ClipsightError as error:
                     say(str(error))
                 else:

@@ -113,6 +113,7 @@ class TensorRTEngine(Engine):
         kept = None if anew else self._cache.attached(self._key, _COMPILED)  # those of another plan are of no use
         self._session = Session(plan, self.family, self.gpu, self.card, self.max_batch, kept=kept)
         self.max_batch = self._session.max_batch
+        self.good_batch = min(16, self.max_batch)
 
     def _keep_compiled(self) -> None:
         compiled = self._session.compiled() if self._session else None

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import types
 import weakref
 from collections import deque
@@ -46,6 +47,7 @@ void run_rows(int gx, int gy, int gz, const uint8* mid, int height, int out_widt
               int taps, int out_height, int size, int top, int left, const float* gain_shift, float* pixel_values)
 { GRID rows(mid, height, out_width, lo, weights, taps, out_height, size, top, left, gain_shift, pixel_values); }
 """
+NO_TIME = 2  # a flag of events
 _GUARD = 256  # bytes on both sides of every allocation
 
 
@@ -224,14 +226,24 @@ class Event:
         world.check("cuEventCreate")
         self.world, self.flags = world, flags
         self.stream: Stream | None = None
-        self.mark = Mark()
+        self.mark, self.at = Mark(), 0.0
         weakref.finalize(self, world.gone, "an event")
 
     def record(self, stream: Stream) -> Event:
         self.stream, self.mark = stream, Mark()
         mark = self.mark
-        stream.put("event", lambda: setattr(mark, "reached", True))
+
+        def reach() -> None:
+            mark.reached, self.at = True, time.perf_counter()
+
+        stream.put("event", reach)
         return self
+
+    def time_since(self, other: Event) -> float:
+        assert not (self.flags | other.flags) & NO_TIME, "an event without timing"
+        assert self.mark.reached, "it has not happened yet"
+        assert other.mark.reached, "it has not happened yet"
+        return (self.at - other.at) * 1e3
 
     def synchronize(self) -> Event:
         self.world.check("cuEventSynchronize")
@@ -377,6 +389,12 @@ def pycuda_driver(world: World) -> types.ModuleType:
 
         stream.put("down", work)
 
+    def memcpy_dtod_async(target: Any, source: Any, size: int, stream: Stream) -> None:
+        def work() -> None:
+            world.bytes_at(int(target), size)[:] = world.bytes_at(int(source), size)
+
+        stream.put("over", work)
+
     def memcpy_htod(target: Any, source: NDArray[Any]) -> None:
         world.check("cuMemcpyHtoD")
         world.bytes_at(int(target), source.nbytes)[:] = source.reshape(-1).view(np.uint8)
@@ -390,10 +408,11 @@ def pycuda_driver(world: World) -> types.ModuleType:
         Error=Error, LogicError=LogicError, MemoryError=ExhaustedError, LaunchError=LaunchError, RuntimeError=Error,
         init=init, Device=Device, Context=types.SimpleNamespace(pop=pop), get_driver_version=lambda: 12040,
         mem_get_info=lambda: (world.total - world.used(), world.total),
-        event_flags=types.SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1, DISABLE_TIMING=2),
+        event_flags=types.SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1, DISABLE_TIMING=NO_TIME),
         Stream=lambda flags=0: Stream(world, flags), Event=lambda flags=0: Event(world, flags),
         mem_alloc=mem_alloc, pagelocked_empty=pagelocked_empty, memcpy_htod=memcpy_htod,
-        memcpy_htod_async=memcpy_htod_async, memcpy_dtoh_async=memcpy_dtoh_async, module_from_buffer=module_from_buffer,
+        memcpy_htod_async=memcpy_htod_async, memcpy_dtod_async=memcpy_dtod_async,
+        memcpy_dtoh_async=memcpy_dtoh_async, module_from_buffer=module_from_buffer,
     )  # fmt: skip
     return module
 

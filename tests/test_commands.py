@@ -39,7 +39,7 @@ def test_engines_bench(tmp_path: Path) -> None:
     for name in available():
         (row,) = (line.split() for line in lines if re.match(rf"  {name} |{name}:", line))
         if name not in installed:
-            assert row[1:3] == ["not", "installed"]
+            assert row[1:4] == ["cannot", "run", "here"]
         elif row[0] == f"{name}:":
             assert row[1] in ("needs", "this", "cannot")  # why it cannot run this model
         else:
@@ -52,10 +52,14 @@ def test_engines_bench(tmp_path: Path) -> None:
 
 
 def test_labels_bench(tmp_path: Path) -> None:
-    heading, *rows = printed(tmp_path, "clipsight.labels", "bench")
+    heading, *rows, whole = printed(tmp_path, "clipsight.labels", "bench")
     assert "beside demo on " in heading
     assert [row.split()[0] for row in rows] == ["1000", "10000"]
     for row in rows:
         times = [float(t) for t in re.findall(r"p50 (\S+) p95 (\S+) ms", row) for t in t]
         assert len(times) == 4
         assert all(t > 0 for t in times)
+    form = (
+        r"a frame of 1280x720 in host memory -> the five best of 500 labels, demo on \S+: p50 [\d.]+ p95 [\d.]+ p99 [\d.]+ ms"
+    )
+    assert re.fullmatch(form, whole)
