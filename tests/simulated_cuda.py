@@ -255,13 +255,15 @@ class Event:
 
 
 class DeviceAllocation:
+    """Device memory; gone at once by `free`, or when nobody holds it."""
+
     def __init__(self, world: World, allocation: Allocation) -> None:
         self.world, self.allocation = world, allocation
         self.finalizer = weakref.finalize(self, self._lost, world, allocation)
 
     @staticmethod
     def _lost(world: World, allocation: Allocation) -> None:
-        world.gone("device memory")
+        world.gone(f"{allocation.kind} memory")
         world.free(allocation)
 
     def __int__(self) -> int:
@@ -269,9 +271,18 @@ class DeviceAllocation:
 
     def free(self) -> None:
         if not self.world.stack():
-            raise LogicError("cuMemFree failed: invalid device context")
+            raise LogicError("freeing memory failed: invalid device context")
         if self.finalizer.detach():
             self.world.free(self.allocation)
+
+
+class HostAllocation(DeviceAllocation):
+    """What a pinned array's `base` is."""
+
+    def __init__(self, world: World, allocation: Allocation, shape: tuple[int, ...], dtype: Any) -> None:
+        super().__init__(world, allocation)
+        typestr = np.dtype(dtype).str
+        self.__array_interface__ = {"shape": shape, "typestr": typestr, "data": (allocation.address, False), "version": 3}
 
 
 class Function:
@@ -359,14 +370,8 @@ def pycuda_driver(world: World) -> types.ModuleType:
         world.check("cuMemHostAlloc")
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         allocation = Allocation(world, size, "pinned")
-        holder = (ctypes.c_uint8 * size).from_address(allocation.address)  # what every view of the array keeps alive
-        weakref.finalize(holder, lost, allocation)
-        array: NDArray[Any] = np.frombuffer(holder, dtype).reshape(shape)
+        array: NDArray[Any] = np.asarray(HostAllocation(world, allocation, tuple(shape), dtype))
         return array
-
-    def lost(allocation: Allocation) -> None:
-        world.gone("pinned memory")
-        world.free(allocation)
 
     def pinned(array: NDArray[Any]) -> None:
         world.bytes_at(array.ctypes.data, array.nbytes)  # else the copy would not be asynchronous at all

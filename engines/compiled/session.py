@@ -45,6 +45,40 @@ class _Output(NamedTuple):
     dtype: np.dtype[Any]
 
 
+class Memory:
+    """Memory of the device and pinned memory of the host, freed together; all calls in a `current` block.
+
+    Freed by name, not when nobody holds it any more: pycuda cannot free what is let go where its context is not current,
+    and the traceback of an error holds things for as long as it likes.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._cuda = gpu.cuda
+        self._pieces: list[Any] = []
+
+    def allocate(self, size: int) -> Any:
+        """`size` bytes on the device."""
+        self._pieces.append(self._cuda.mem_alloc(size))
+        return self._pieces[-1]
+
+    def put(self, values: NDArray[Any]) -> Any:
+        """A copy of `values` on the device."""
+        memory = self.allocate(values.nbytes)
+        self._cuda.memcpy_htod(memory, values)
+        return memory
+
+    def pin(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array that the device can read and write while the host goes on."""
+        array: NDArray[Any] = self._cuda.pagelocked_empty(shape, dtype)
+        self._pieces.append(array.base)
+        return array
+
+    def free(self) -> None:
+        """Free it all; harmless when repeated."""
+        while self._pieces:
+            self._pieces.pop().free()
+
+
 class Session:
     """`plan` open on `gpu`. Deserializing a plan runs what is in it: see `plans`, which decides what is trusted.
 
@@ -59,8 +93,8 @@ class Session:
         self._turn = 0
         self._busy = threading.RLock()  # one thread at a time enqueues
         with gpu.current(), contextlib.ExitStack() as undo:
+            self.memory = Memory(gpu)
             undo.callback(self._free)
-            self._memory: list[Any] = []
             self.engine = family.open(plan)
             self.settings, self._compiled = family.settings(self.engine, kept)
             self.batches = self._profiles()
@@ -70,9 +104,8 @@ class Session:
             self.compute, self.copy = gpu.stream(), gpu.stream()
             self.kernels = Kernels(gpu.cuda)
             self.activations_size = family.activations(self.engine)
-            self.activations = self.allocate(max(self.activations_size, 256))
-            self.scale = self.allocate(24)
-            gpu.cuda.memcpy_htod(self.scale, gain_shift(card))
+            self.activations = self.memory.allocate(max(self.activations_size, 256))
+            self.scale = self.memory.put(gain_shift(card))
             self.lanes = [Lane(self), Lane(self)]
             self.lanes[0].program(None, self.least)  # what cannot work fails now, not at the first frame
             undo.pop_all()
@@ -92,12 +125,6 @@ class Session:
                     raise BackendError(f"{self.family.name}: {name} has no fixed shape ({shape}); export the model anew")
                 outputs[name] = _Output(shape, np.dtype(trt.nptype(engine.get_tensor_dtype(name))))
         return outputs
-
-    def allocate(self, size: int) -> Any:
-        """`size` bytes of device memory, freed with the session."""
-        memory = self.gpu.cuda.mem_alloc(size)
-        self._memory.append(memory)
-        return memory
 
     def start(self, images: Sequence[Image]) -> Callable[[], Outputs]:
         """Enqueue the encoding of 1 to `max_batch` pictures; returns a function that waits for the outputs, by name.
@@ -133,9 +160,7 @@ class Session:
         self.settings = self._compiled = self.engine = None  # after the contexts, which the lanes held
         self.compute = self.copy = self.activations = self.scale = None
         self.kernels = None  # type: ignore[assignment]  # nothing is started any more
-        for memory in self._memory:
-            memory.free()
-        self._memory = []
+        self.memory.free()
 
 
 class Lane:
@@ -143,13 +168,12 @@ class Lane:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        card, cuda = session.card, session.gpu.cuda
-        n = session.max_batch
-        self.pixels = session.allocate(n * 3 * card.size**2 * 4)
+        memory, n = session.memory, session.max_batch
+        self.pixels = memory.allocate(n * 3 * session.card.size**2 * 4)
         self.outputs: dict[str, tuple[Any, NDArray[Any]]] = {}  # on the device, and pinned here
         for name, (shape, dtype) in session.outputs.items():
-            pinned = cuda.pagelocked_empty((n, *shape), dtype)
-            self.outputs[name] = session.allocate(pinned.nbytes), pinned
+            pinned = memory.pin((n, *shape), dtype)
+            self.outputs[name] = memory.allocate(pinned.nbytes), pinned
         self._up, self._done = session.gpu.event(), session.gpu.event()
         self._programs: OrderedDict[tuple[Size | None, int], Program] = OrderedDict()
         self._job: Job | None = None
@@ -238,34 +262,24 @@ class Program:
         session = lane.session
         self._session, card = session, session.card
         self._part: Region | None = None
-        self._memory: list[Any] = []
+        self._memory = memory = Memory(session.gpu)
         self._context: Any = None
         self._graph: Graph | None = None
         try:
             if size is None:
-                self.staging: NDArray[Any] = session.gpu.cuda.pagelocked_empty((n, 3, card.size, card.size), np.float32)
+                self.staging = memory.pin((n, 3, card.size, card.size), np.float32)
                 self._target = lane.pixels
             else:
                 self._part = part = region(*size, card.size, card.resize, card.filter)
-                self.staging = session.gpu.cuda.pagelocked_empty((n, part.height, part.width, 3), np.uint8)
-                self._target = self._allocate(self.staging.nbytes)
-                self._mid = self._allocate(n * part.height * len(part.columns.lo) * 3)
-                self._tables = [self._put(values) for table in (part.columns, part.rows) for values in table]
+                self.staging = memory.pin((n, part.height, part.width, 3), np.uint8)
+                self._target = memory.allocate(self.staging.nbytes)
+                self._mid = memory.allocate(n * part.height * len(part.columns.lo) * 3)
+                self._tables = [memory.put(values) for table in (part.columns, part.rows) for values in table]
             self._context = self._make_context()
             self._record()
         except BaseException:
             self.free()
             raise
-
-    def _allocate(self, size: int) -> Any:
-        memory = self._session.gpu.cuda.mem_alloc(size)
-        self._memory.append(memory)
-        return memory
-
-    def _put(self, values: NDArray[Any]) -> Any:
-        memory = self._allocate(values.nbytes)
-        self._session.gpu.cuda.memcpy_htod(memory, values)
-        return memory
 
     def _make_context(self) -> Any:
         session, lane, n = self._session, self._lane, self._n
@@ -347,6 +361,4 @@ class Program:
         if self._graph:
             self._graph.free()
         self._graph = self._context = None
-        for memory in self._memory:
-            memory.free()
-        self._memory = []
+        self._memory.free()
