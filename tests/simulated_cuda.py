@@ -63,6 +63,13 @@ def host_kernels() -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+def when_gone(thing: object, work: Callable[..., None], *arguments: object) -> weakref.finalize[..., Any]:
+    """Have `work` called when nobody holds `thing` any more; not at the end of Python, before clipsight has cleared up."""
+    finalizer = weakref.finalize(thing, work, *arguments)
+    finalizer.atexit = False
+    return finalizer
+
+
 class Error(Exception):
     """pycuda.driver.Error, and below its children."""
 
@@ -76,7 +83,11 @@ class ExhaustedError(Error):
 
 
 class LaunchError(Error):
-    pass
+    """Kernels that fail otherwise than by an illegal address, which pycuda calls a LogicError."""
+
+
+class IllegalAddressError(Exception):
+    """What work meets, long before anybody is told."""
 
 
 class Allocation:
@@ -108,9 +119,10 @@ class World:
         self.freed: list[Allocation] = []  # kept, so that their addresses are not given out again
         self.complaints: list[str] = []
         self.broken: str | None = None  # an illegal address: sticky, as in CUDA
-        self.streams: dict[int, Stream] = {}
+        self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.current = threading.local()
         self.launched = self.recorded = 0  # graphs
+        self.detached = 0
         self.executed: list[str] = []
         self._random = random.Random(seed) if seed is not None else None
         self._lock = threading.RLock()
@@ -127,7 +139,7 @@ class World:
         if not self.stack():
             raise LogicError(f"{call} failed: invalid device context")
         if self.broken:
-            raise LaunchError(f"{call} failed: an illegal memory access was encountered ({self.broken})")
+            raise LogicError(f"{call} failed: an illegal memory access was encountered ({self.broken})")
         self.breathe()
 
     def gone(self, what: str) -> None:
@@ -152,7 +164,7 @@ class World:
         for start, allocation in self.memory.items():
             if start <= address and address + size <= start + allocation.size:
                 return allocation.inside[address - start : address - start + size]
-        raise LaunchError(f"{size} bytes at {address:#x}")
+        raise IllegalAddressError(f"{size} bytes at {address:#x}")
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -171,7 +183,7 @@ class World:
             return
         try:
             work()
-        except LaunchError as error:
+        except IllegalAddressError as error:
             self.broken = f"{name}: {error}"
         self.executed.append(name)
 
@@ -191,7 +203,7 @@ class Stream:
         self.recording: list[tuple[str, Callable[[], None]]] | None = None
         self.handle = id(self)
         world.streams[self.handle] = self
-        weakref.finalize(self, world.gone, "a stream")
+        when_gone(self, world.gone, "a stream")
 
     def put(self, name: str, work: Callable[[], None]) -> None:
         self.world.check(name)
@@ -227,7 +239,7 @@ class Event:
         self.world, self.flags = world, flags
         self.stream: Stream | None = None
         self.mark, self.at = Mark(), 0.0
-        weakref.finalize(self, world.gone, "an event")
+        when_gone(self, world.gone, "an event")
 
     def record(self, stream: Stream) -> Event:
         self.stream, self.mark = stream, Mark()
@@ -259,7 +271,7 @@ class DeviceAllocation:
 
     def __init__(self, world: World, allocation: Allocation) -> None:
         self.world, self.allocation = world, allocation
-        self.finalizer = weakref.finalize(self, self._lost, world, allocation)
+        self.finalizer = when_gone(self, self._lost, world, allocation)
 
     @staticmethod
     def _lost(world: World, allocation: Allocation) -> None:
@@ -311,7 +323,7 @@ class Function:
 class Module:
     def __init__(self, world: World) -> None:
         self.world = world
-        weakref.finalize(self, world.gone, "a module")
+        when_gone(self, world.gone, "a module")
 
     def get_function(self, name: str) -> Function:
         return Function(self.world, name)
@@ -325,6 +337,9 @@ class Context:
 
     def push(self) -> None:
         self.world.stack().append(self)
+
+    def detach(self) -> None:
+        self.world.detached += 1
 
 
 def pycuda_driver(world: World) -> types.ModuleType:

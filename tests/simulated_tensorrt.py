@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import simulated_cuda
-from simulated_cuda import LaunchError, World
+from simulated_cuda import World
 
 from clipsight.engines import tensorrt_engine
 from clipsight.engines.compiled import building, device, families
@@ -155,6 +155,7 @@ def install(
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(device, "driver", lambda: None)
     monkeypatch.setattr(device, "_contexts", {})
+    monkeypatch.setattr(device, "_lost", set())
     monkeypatch.setattr(tensorrt_engine, "Family", Here)
     monkeypatch.setattr(tensorrt_engine, "build", build)
     monkeypatch.setitem(families.MODULES, "tensorrt", "tensorrt_rtx")
@@ -162,4 +163,4 @@ def install(
     return Here
 
 
-__all__ = ["LaunchError", "SimulatedFamily", "World", "install"]
+__all__ = ["SimulatedFamily", "install"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simulated_tensorrt
-from simulated_cuda import LaunchError, World
+from simulated_cuda import IllegalAddressError, World
 from test_engines import TINY, centered_cosines, export_random, graph_of, pictures
 
 from clipsight.engines import BackendError, Engine, Image, open_engine
@@ -219,8 +222,8 @@ def test_exhausted_memory_is_one_line_and_the_engine_goes_on(engine: Engine, sim
     pending = engine.submit(pictures(1, 720, 1280))
     with pytest.raises(BackendError) as caught:
         pending.result()
-    assert str(caught.value).startswith("the memory of Simulated GPU is exhausted (0 of ")
-    assert str(caught.value).endswith("use a smaller max_batch")
+    wanted_line = r"the memory of Simulated GPU is exhausted \(0 of \d+ MiB are free\); use a smaller max_batch"
+    assert re.fullmatch(wanted_line, str(caught.value))
     assert len(simulated_gpu.memory) == held  # what had been allocated for it is given back
     simulated_gpu.total = 1 << 33
     assert np.array_equal(engine.encode(small), wanted)
@@ -254,7 +257,7 @@ def test_a_failed_kernel_is_one_clear_error_and_closing_does_not_hang(
     assert np.array_equal(before.result(), wanted)
 
     def fail() -> None:
-        raise LaunchError("0x40")
+        raise IllegalAddressError("0x40")
 
     with engine.gpu.current():
         engine._session.compute.put("a kernel", fail)
@@ -312,3 +315,68 @@ def test_nothing_is_left_after_many_encodes(engine: Engine, simulated_gpu: World
     for i in range(300):
         engine.encode([images[(5 * i) % 12]])
     assert len(simulated_gpu.memory) == held
+
+
+ENDING = """
+import atexit, sys
+sys.path.insert(0, sys.argv[1])
+from simulated_cuda import World
+world = World()
+atexit.register(lambda: print(world.complaints, len(world.memory), world.stack(), world.detached))  # runs after clipsight's
+import threading, time
+from pathlib import Path
+import numpy as np
+import pytest
+import simulated_tensorrt
+from clipsight.engines import BackendError, open_engine
+simulated_tensorrt.install(pytest.MonkeyPatch(), world, Path(sys.argv[3]))
+engine = open_engine(sys.argv[2], "tensorrt-rtx", precision="fp32")
+image = [np.zeros((90, 120, 3), np.uint8)]
+engine.encode(image)
+def work():
+    try:
+        while True:
+            engine.encode(image)
+    except BackendError:
+        pass  # closed under it, because the program ends
+"""
+ENDINGS = {
+    "closed": "engine.close()",
+    "not closed": "",
+    "in flight": "engine.submit(image)",
+    "a thread at work": "threading.Thread(target=work, daemon=True).start(); time.sleep(0.5)",
+    "an error": "raise SystemExit('an error')",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_however_the_program_ends_the_gpu_is_left_in_order(ending: str, tiny: Path, tmp_path: Path) -> None:
+    """pycuda aborts a process that ends with a thread in a context, and warns of each object that goes without one."""
+    code = ENDING + ENDINGS[ending]
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tiny), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == (1 if ending == "an error" else 0), done.stderr
+    assert done.stdout.splitlines()[-1] == "[] 0 [] 1", done.stdout + done.stderr
+    assert done.stderr.strip() in ("", "an error")
+
+
+def test_what_is_lost_is_not_freed_and_nothing_new_is_opened(
+    tiny: Path, plan_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    simulated_tensorrt.install(monkeypatch, world, plan_cache)
+    engine = opened(tiny)
+
+    def fail() -> None:
+        raise IllegalAddressError("0x40")
+
+    with engine.gpu.current():
+        engine._session.compute.put("a kernel", fail)
+    with pytest.raises(BackendError, match="CUDA is lost"):
+        engine.encode(pictures(1))
+    held = len(world.memory)
+    engine.close()
+    assert engine.gpu.lost
+    assert len(world.memory) == held  # every `free` would be a warning of pycuda's
+    with pytest.raises(BackendError, match="CUDA is lost"):
+        opened(tiny)

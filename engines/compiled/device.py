@@ -4,15 +4,21 @@ The primary context is the one that torch and every other user of the CUDA runti
 live beside theirs in one process. It is made current for the length of a `with gpu.current():` block and no longer, in
 whatever thread that block runs. pycuda frees an object in the context that is current, so its objects are let go inside such
 a block too.
+
+What pycuda 2026.1 does that has to be minded here: it aborts the process where a thread is in a context when Python ends; the
+destructor of a primary context calls cuCtxDetach, which is for others, while `detach` releases it; an illegal address is a
+LogicError, not a LaunchError.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,8 +27,35 @@ from ..errors import BackendError, BackendMissing
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: a stream that never waits for the legacy default stream, where others work
 
-_contexts: dict[int, Any] = {}
-_lock = threading.Lock()
+# Words of errors after which a context is of no use any more, as CUDA spells them and as their names are spelled.
+_FATAL = ("illegal", "misaligned", "launch fail", "assert", "uncorrectable", "timed out", "launch timeout", "stack error")
+_FATAL += ("program counter", "invalid pc", "address space")
+_PATIENCE = 10.0  # seconds that threads in a context are given when Python ends
+
+_state = threading.Condition()  # of what follows
+_contexts: dict[int, Any] = {}  # by device
+_lost: set[int] = set()  # devices whose context is of no use any more
+_inside = 0  # threads in a `current` block
+_ending = False
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # what has to be closed before Python ends
+
+
+def closed_at_exit(session: Any) -> None:
+    """Have `session.close()` called when Python ends, if it still is there."""
+    _open.add(session)
+
+
+@atexit.register
+def _end() -> None:
+    global _ending
+    for session in list(_open):
+        session.close()
+    with _state:
+        _ending = True
+        _state.wait_for(lambda: not _inside, _PATIENCE)
+        for context in _contexts.values():
+            context.detach()
+        _contexts.clear()
 
 
 @functools.cache
@@ -60,49 +93,70 @@ class Gpu:
             from cuda.bindings import driver as bindings
         except ImportError as error:
             raise BackendMissing(
-                f"TensorRT is driven through pycuda and cuda-python ({error}); run: pip install pycuda cuda-bindings "
+                f"TensorRT is driven through pycuda and cuda-python ({one_line(error)}); run: pip install pycuda cuda-bindings "
                 "(pycuda is built from source: engines/NVIDIA.md says what that needs)"
             ) from error
         self.cuda: Any = cuda
         self._bindings: Any = bindings
-        with self._told():
+        self.index, self.name = index, f"GPU {index}"
+        with self.telling():
             cuda.init()
             if index not in range(cuda.Device.count()):
                 raise BackendError(f"no CUDA device {index}; there are {cuda.Device.count()}, from 0: nvidia-smi -L")
             device = cuda.Device(index)
-            self.index, self.name = index, device.name()
+            self.name = device.name()
             self.target = "sm{}{}".format(*device.compute_capability())
             version = cuda.get_driver_version()
             self.driver = f"{version // 1000}.{version % 1000 // 10}"
-            with _lock:  # one reference for the life of the process: releasing the last one would end torch's context too
-                self._context = _contexts.setdefault(index, None) or device.retain_primary_context()
-                _contexts[index] = self._context
+            with _state:  # one reference for the life of the process
+                if index not in _contexts:
+                    _contexts[index] = device.retain_primary_context()
+                self._context = _contexts[index]
         # A wait that sleeps leaves the core to the display and costs some 30 microseconds; one that spins does not.
         self._event_flags = cuda.event_flags.BLOCKING_SYNC if blocking else cuda.event_flags.DEFAULT
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         """The primary context is current in this thread; errors of CUDA come out as `BackendError`."""
-        with self._told():
-            self._context.push()
-            try:
-                yield
-            finally:
-                self.cuda.Context.pop()
+        global _inside
+        with _state:
+            if _ending:
+                raise BackendError(f"{self.name}: the program is ending")
+            _inside += 1
+        try:
+            with self.telling():
+                self._context.push()
+                try:
+                    yield
+                finally:
+                    self.cuda.Context.pop()
+        finally:
+            with _state:
+                _inside -= 1
+                _state.notify_all()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def telling(self) -> Iterator[None]:
+        """Errors of CUDA come out as `BackendError`, in one line with what to do."""
         try:
             yield
         except self.cuda.MemoryError as error:
             raise BackendError(f"the memory of {self.name} is exhausted ({self._memory()}); use a smaller max_batch") from error
-        except self.cuda.LaunchError as error:
-            raise BackendError(
-                f"a kernel failed on {getattr(self, 'name', 'the GPU')} ({one_line(error)}), and CUDA is lost to this process; "
-                "start the program again"
-            ) from error
         except self.cuda.Error as error:
-            raise BackendError(f"CUDA: {one_line(error)}; see what the driver says: nvidia-smi") from error
+            raise self._error(one_line(error)) from error
+
+    def _error(self, said: str) -> BackendError:
+        if any(word in said.lower().replace("_", " ") for word in _FATAL):
+            _lost.add(self.index)
+            return BackendError(
+                f"a kernel failed on {self.name} ({said}), and CUDA is lost to this process; start the program again"
+            )
+        return BackendError(f"CUDA: {said}; see what the driver says: nvidia-smi")
+
+    @property
+    def lost(self) -> bool:
+        """A kernel has failed: until the process ends nothing can be done with this GPU, not even freeing."""
+        return self.index in _lost
 
     def _memory(self) -> str:
         try:
@@ -130,7 +184,8 @@ class Gpu:
         handle = b.CUstream(stream.handle)
         self._check(b.cuStreamBeginCapture(handle, b.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
         try:
-            work()
+            with self.telling():
+                work()
         except BaseException:
             _, graph = b.cuStreamEndCapture(handle)  # else the stream stays unusable
             if graph:
@@ -146,7 +201,7 @@ class Gpu:
     def _check(self, answer: tuple[Any, ...]) -> tuple[Any, ...]:
         status, *rest = answer
         if status != self._bindings.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"CUDA: {status.name}; see what the driver says: nvidia-smi")
+            raise self._error(status.name)
         return tuple(rest)
 
 

@@ -27,7 +27,7 @@ from ..base import INPUT
 from ..card import ModelCard
 from ..errors import BackendError
 from ..preparing import Image, prepare
-from .device import Gpu, Graph
+from .device import Gpu, Graph, closed_at_exit
 from .families import Family
 from .kernels import Kernels, Region, gain_shift, region
 
@@ -36,6 +36,7 @@ log = logging.getLogger("clipsight")
 _KEPT = 8  # programs a lane keeps: a folder of photographs has many sizes, a camera has one
 Size = tuple[int, int]  # height, width
 Outputs = dict[str, NDArray[Any]]
+_stranded: list[Any] = []  # what sessions held on a GPU that was lost
 
 
 class _Output(NamedTuple):
@@ -53,23 +54,25 @@ class Memory:
     """
 
     def __init__(self, gpu: Gpu) -> None:
-        self._cuda = gpu.cuda
+        self._gpu = gpu
         self._pieces: list[Any] = []
 
     def allocate(self, size: int) -> Any:
         """`size` bytes on the device."""
-        self._pieces.append(self._cuda.mem_alloc(size))
+        with self._gpu.telling():  # now, while what is free is what it was
+            self._pieces.append(self._gpu.cuda.mem_alloc(size))
         return self._pieces[-1]
 
     def put(self, values: NDArray[Any]) -> Any:
         """A copy of `values` on the device."""
         memory = self.allocate(values.nbytes)
-        self._cuda.memcpy_htod(memory, values)
+        self._gpu.cuda.memcpy_htod(memory, values)
         return memory
 
     def pin(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An array that the device can read and write while the host goes on."""
-        array: NDArray[Any] = self._cuda.pagelocked_empty(shape, dtype)
+        with self._gpu.telling():
+            array: NDArray[Any] = self._gpu.cuda.pagelocked_empty(shape, dtype)
         self._pieces.append(array.base)
         return array
 
@@ -109,6 +112,7 @@ class Session:
             self.lanes = [Lane(self), Lane(self)]
             self.lanes[0].program(None, self.least)  # what cannot work fails now, not at the first frame
             undo.pop_all()
+        closed_at_exit(self)
 
     def _profiles(self) -> list[tuple[int, int, int]]:
         """(least, best, most) batch of each optimization profile."""
@@ -146,10 +150,14 @@ class Session:
         with self._busy:
             for lane in self.lanes:
                 lane.settle()
+            if self.gpu.lost:  # nothing can be freed, and pycuda would say so of every piece
+                _stranded.append(dict(vars(self)))
+                self.lanes = []
+                return
             try:
                 with self.gpu.current():
                     self._free()
-            except BackendError as error:  # after a failed kernel nothing can be freed: the process has to end
+            except BackendError as error:
                 log.debug("closing: %s", error)
 
     def _free(self) -> None:

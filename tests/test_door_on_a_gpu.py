@@ -1,0 +1,45 @@
+"""The door with TensorRT on the simulated GPU: the whole way from a video to names, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated_cuda import World
+
+import run_camera
+from clipsight.engines.stand_in import COLORS
+
+
+@pytest.fixture
+def clip(make_video: Any, tmp_path: Path) -> Path:
+    """Two seconds of one card after the other."""
+    cards = [np.full((120, 160, 3), [round(255 * c) for c in rgb[::-1]], np.uint8) for rgb in COLORS.values()]
+    path: Path = make_video(tmp_path / "cards.mp4", [card for card in cards for _ in range(2)])
+    return path
+
+
+def results(clip: Path, out: Path, *words: str) -> list[dict[str, Any]]:
+    assert run_camera.main([str(clip), "--model", "demo", "--no-window", "--results", str(out), *words]) == 0
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_video_is_named_frame_by_frame_in_batches(
+    simulated_gpu: World, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = results(clip, tmp_path / "cpu.jsonl", "--engine", "onnx")
+    given = results(clip, tmp_path / "gpu.jsonl", "--engine", "tensorrt-rtx")
+    assert [r["label"] for r in given] == [r["label"] for r in wanted]
+    assert {f"{name} card" for name in COLORS} == {r["label"] for r in given}
+    assert simulated_gpu.executed.count("forward") < len(given)  # more than one picture in a forward
+    assert "frames" in capsys.readouterr().out
+
+
+def test_live_on_a_gpu(simulated_gpu: World, clip: Path, tmp_path: Path) -> None:
+    given = results(clip, tmp_path / "gpu.jsonl", "--engine", "tensorrt-rtx", "--live", "--precision", "fp32")
+    assert given
+    assert all("label" in r for r in given)
+    assert simulated_gpu.launched > 0
