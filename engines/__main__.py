@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(_options: argparse.Namespace) -> None:
     print("backends")
     for name, install in available().items():
-        print(f"  {name:10} {install or 'installed'}")
+        print(f"  {name:12} {install or 'installed'}")
     print("models")
     folders = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
     for folder in folders:
         card = ModelCard.load(folder)
-        print(f"  {folder.name:10} {card.size} px, {card.dim} numbers a picture, license: {card.license or 'not stated'}")
+        print(f"  {folder.name:12} {card.size} px, {card.dim} numbers a picture, license: {card.license or 'not stated'}")
     if not folders:
         print("  none shipped; give the path of a model folder instead")
 
@@ -121,7 +122,8 @@ def _build(options: argparse.Namespace) -> None:
             f"{options.output}: {card.id} for {options.target}, {precision}, {facts['size'] / 1e6:.0f} MB, {facts['seconds']} s"
         )
         print("Copy it and its .json to the machine with that GPU and run there:")
-        print(f"  python -m clipsight.engines adopt {options.output.name} {options.model} --sha256 {facts['sha256']}")
+        plan, model = shlex.quote(options.output.name), shlex.quote(options.model)
+        print(f"  python -m clipsight.engines adopt {plan} {model} --sha256 {facts['sha256']}")
         return
     needed(name)
     pictures = []

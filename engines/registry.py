@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from .base import Engine
+from .base import Engine, one_line
 from .card import ModelCard, Resize
 from .errors import BackendError, BackendMissing, ModelError
 from .text import TextEncoder
@@ -140,7 +140,7 @@ def _open(name: str, folder: Path, card: ModelCard, settings: Mapping[str, Any],
         if isinstance(error, BackendMissing):
             raise
         raise BackendMissing(
-            f"{name} is installed but does not load ({error}); run: {row.install} --force-reinstall"
+            f"{name} is installed but does not load ({one_line(error)}); run: {row.install} --force-reinstall"
         ) from error
     engine.max_batch = min(engine.max_batch, max_batch or engine.max_batch)
     return engine

@@ -8,6 +8,9 @@ GPU), `session` (a plan at work). Here they are put together.
 from __future__ import annotations
 
 import logging
+import mmap
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +31,7 @@ from .preparing import Image
 log = logging.getLogger("clipsight")
 
 RECIPE = 1  # counted up when plans made before have to be made anew, as they would be for another version of TensorRT
+_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")  # in protobuf: a text of 8 bytes, then one of so many
 _COMPILED = "kernels"  # the companion of a plan that holds what TensorRT for RTX compiled when it was opened
 
 
@@ -80,10 +84,8 @@ class TensorRTEngine(Engine):
         self._cache = PlanCache()
         device_name = f"{self.gpu.name} {self.gpu.target}"
         self._key = key_of(self.family, folder, self.precision, self.max_batch, device_name, self.gpu.driver)
-        if making.anew:
-            self._cache.remove(self._key)
         try:
-            plan = self._cache.obtain(self._key, self._build, log.info)
+            plan = self._cache.obtain(self._key, self._build, log.info, anew=making.anew)
             self.plan, self.facts = plan.path, plan.facts
             if self._session is None:  # it was in the cache
                 self._open(plan.data)
@@ -148,15 +150,18 @@ ENGINES = {cls.name: cls for cls in (TensorRTEngine, TensorRTForRTXEngine)}
 def key_of(family: Family, folder: Path, precision: str, max_batch: int, device: str, driver: str) -> PlanKey:
     """What a plan of the model in `folder` depends on."""
     path = source(folder, precision, strongly_typed=family.strongly_typed)
-    model = "+".join(plans.hash_file(part) for part in [path, *_external(path)])
+    model = "+".join([plans.hash_file(path), *map(plans.hash_file, _external(path))])
     batches = ",".join(str(most) for _, _, most in profile(max_batch))
     return PlanKey(model, family.name, family.version, device, driver, precision, f"{batches} recipe {RECIPE}")
 
 
 def _external(graph: Path) -> list[Path]:
-    """Files that may hold weights of `graph` outside of it: all in its folder that have no other part to play."""
-    others = {".json", ".onnx", ".safetensors", ".md", ".txt", ".npz"}
-    return sorted(p for p in graph.parent.iterdir() if p.is_file() and p.suffix not in others)
+    """Files that hold weights of `graph` outside of it: those that it names, as ONNX does, under the key "location"."""
+    if not graph.stat().st_size:
+        return []
+    with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        names = {content[found.end() : found.end() + found[1][0]] for found in _LOCATION.finditer(content)}
+    return sorted(graph.parent / os.fsdecode(name) for name in names)
 
 
 def build_elsewhere(
@@ -182,8 +187,8 @@ def adopt(path: Path, sha256: str, folder: Path, card: ModelCard, *, device: int
     """
     data, facts = plans.check_adoptable(path, sha256)
     name, precision, max_batch = facts.get("runtime"), facts.get("precision"), facts.get("max_batch")
-    if name not in ENGINES or precision not in PRECISIONS or not isinstance(max_batch, int):
-        raise BackendError(f"{path}.json: does not say what the plan is; build it anew: python -m clipsight.engines build")
+    if name not in [*ENGINES] or precision not in PRECISIONS or not isinstance(max_batch, int):
+        raise BackendError(f"{path}.json: does not say what the plan is; fetch it again together with the plan")
     family = Family(name)
     gpu = Gpu(device or 0)
     wanted = key_of(family, folder, precision, max_batch, gpu.target, "")
@@ -191,7 +196,7 @@ def adopt(path: Path, sha256: str, folder: Path, card: ModelCard, *, device: int
         if facts.get(field) != value:
             raise BackendError(
                 f"{path}: is for {field} {facts.get(field)!r}, here it is {value!r}; build it anew for this one: "
-                f"python -m clipsight.engines build --engine {name} --target {gpu.target}"
+                f"python -m clipsight.engines build MODEL --engine {name} --target {gpu.target} -o PLAN"
             )
     making = Making(anew=True, plan=data)
     return ENGINES[name](folder, card, precision=precision, device=device, max_batch=max_batch, making=making)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from ..base import INPUT, check_graph
+from ..base import INPUT, OUTPUT, check_graph
 from ..card import ModelCard
 from ..errors import ModelError
 from .autocast import autocast
@@ -56,18 +58,23 @@ def build(family: Family, folder: Path, card: ModelCard, precision: str, max_bat
     builder = family.builder()
     network = family.network(builder)
     parser = family.trt.OnnxParser(network, family.logger)
-    with family.failing(f"{path} is not taken"):
+    with family.failing(f"{path} is not taken"), _interruptible(None):
         if family.strongly_typed and precision != "fp32" and path.name == "image.onnx":
             parsed = parser.parse(autocast(path, cast(Half, precision)))
         else:
             parsed = parser.parse_from_file(str(path))
     if not parsed:
         said = [" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors)]
-        raise ModelError(f"{family.name} {family.version}: {path} is not taken ({(said or ['no reason given'])[0]})")
+        reason = (said or ["no reason given"])[0][:300]
+        what = f"{family.name} {family.version}: {path} is not taken ({reason})"
+        raise ModelError(f"{what}; export the model anew or use --engine onnx")
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     shapes = {i.name: [d if d > 0 else None for d in i.shape] for i in inputs}
     fixed = check_graph(path, card, shapes, [o.name for o in outputs])
+    embeds = next(list(o.shape) for o in outputs if o.name == OUTPUT)
+    if len(embeds) != 2 or embeds[1] not in (-1, card.dim):
+        raise ModelError(f"{path}: gives {OUTPUT} as {embeds}, the card says N x {card.dim}; correct 'dim' in card.json")
     if inputs[0].dtype != family.trt.float32:
         raise ModelError(f"{path}: {INPUT} is {inputs[0].dtype}, it must be float32; export the model anew")
     with _progress(family, f"{card.id} for {target or 'this GPU'}, {family.name} {family.version}, {precision}") as monitor:
@@ -76,10 +83,8 @@ def build(family: Family, folder: Path, card: ModelCard, precision: str, max_bat
             shape = builder.create_optimization_profile()
             shape.set_shape(INPUT, *((n, 3, card.size, card.size) for n in (least, best, most)))
             config.add_optimization_profile(shape)
-        with family.failing("the build failed"):
+        with family.failing("the build failed"), _interruptible(monitor):
             plan = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.stopped:
-        raise KeyboardInterrupt
     if plan is None:
         raise family.error("the build failed")
     seconds = time.monotonic() - begun
@@ -102,12 +107,36 @@ def _progress(family: Family, what: str) -> Iterator[Any]:
         yield _monitor(family.trt, lambda phase: progress.update(task, description=f"compiling: {phase}"))
 
 
+@contextmanager
+def _interruptible(monitor: Any) -> Iterator[None]:
+    """Ctrl-C ends a build. TensorRT swallows what is raised in its callbacks, so it is asked to stop, and then it is raised."""
+    usual = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not usual:
+        yield  # a program that has its own way with Ctrl-C keeps it
+        return
+    pressed = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        del number, frame
+        pressed.set()
+        if monitor is not None:
+            monitor.stopped = True
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pressed.is_set():
+        raise KeyboardInterrupt
+
+
 def _monitor(trt: Any, tell: Any) -> Any:
     if not hasattr(trt, "IProgressMonitor"):
         return None
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is not known before it runs
-        """Shows the phase that TensorRT is in; Ctrl-C during a build reaches Python here and ends it."""
+        """Shows the phase that TensorRT is in. stopped: set it, and the build ends at the next step."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

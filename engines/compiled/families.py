@@ -21,7 +21,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, ClipsightError
 
 log = logging.getLogger("clipsight")
 
@@ -113,14 +113,14 @@ class Family:
         try:
             yield
         except (RuntimeError, TypeError, ValueError) as error:  # TypeError: pybind11's own where a factory gave nothing
-            if isinstance(error, BackendError):
+            if isinstance(error, ClipsightError):
                 raise
             raise self.error(what, str(error)) from error
 
     def error(self, what: str, why: str = "") -> BackendError:
         """What went wrong, with the first error that TensorRT logged since it was last asked for one."""
         said = (self.logger.errors or [why or "it does not say why"])[0]
-        return BackendError(f"{self.name} {self.version}: {what} ({' '.join(said.split())[:300]})")
+        return BackendError(f"{self.name} {self.version}: {what} ({' '.join(said.split())[:300]}); use --engine onnx")
 
     def open(self, plan: bytes) -> Any:
         """Deserialize a plan in the context that is current. It is executable content: call it with what is trusted only."""

@@ -57,9 +57,10 @@ def check(
         ("label agreement", figures.agreement, least_agreement),
     ):
         if not figure >= least:  # NaN fails too
+            instead = "--engine onnx" if precision == "fp32" else "--precision fp32 or --engine onnx"
             raise BackendError(
                 f"the plan of {card.id} in {precision} is not the model: {name} to ONNX Runtime fp32 is {figure:.4f}, at least "
-                f"{least} is needed; it was not kept; use --precision fp32 or --engine onnx"
+                f"{least} is needed; it was not kept; use {instead}"
             )
     return figures
 

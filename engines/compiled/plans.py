@@ -90,15 +90,18 @@ class PlanCache:
         _write(plan.path, data, plan.facts)
         return plan
 
-    def obtain(self, key: PlanKey, build: Callable[[], tuple[bytes, Facts]], say: Callable[[str], object]) -> Plan:
+    def obtain(
+        self, key: PlanKey, build: Callable[[], tuple[bytes, Facts]], say: Callable[[str], object], *, anew: bool = False
+    ) -> Plan:
         """The plan from the cache, or else built and kept, by one process while the others wait.
 
-        What `build` raises passes through and nothing is kept. A plan that cannot be kept is returned all the same.
+        anew: built though there is one, which stays until the new one takes its place. What `build` raises passes through
+        and nothing is kept. A plan that cannot be kept is returned all the same.
         """
-        if plan := self.load(key):
+        if not anew and (plan := self.load(key)):
             return plan
         with self.building(key, say):
-            plan = self.load(key)  # somebody may have built it since
+            plan = None if anew else self.load(key)  # somebody may have built it since
             if plan is None:
                 plan = self._describe(key, *build())
                 try:
