@@ -28,8 +28,10 @@ from ..errors import BackendError, BackendMissing
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: a stream that never waits for the legacy default stream, where others work
 
 # Words of errors after which a context is of no use any more, as CUDA spells them and as their names are spelled.
-_FATAL = ("illegal", "misaligned", "launch fail", "assert", "uncorrectable", "timed out", "launch timeout", "stack error")
-_FATAL += ("program counter", "invalid pc", "address space")
+_FATAL = (
+    *("illegal", "misaligned", "launch fail", "assert", "uncorrectable", "timed out", "launch timeout", "stack error"),
+    *("program counter", "invalid pc", "address space"),
+)
 _PATIENCE = 10.0  # seconds that threads in a context are given when Python ends
 
 _state = threading.Condition()  # of what follows
