@@ -26,8 +26,8 @@ The model `demo` names the colors of cards and nothing else; the world needs a C
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 and one line where it is wrong."""
-    from clipsight.engines import available
     from clipsight.engines.commandline import Parser, size, whole
+    from clipsight.engines.registry import BACKENDS
 
     parser = Parser(
         prog="run_camera.py",
@@ -39,9 +39,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("source", nargs="?", default="0", metavar="SOURCE", help="0 | 1 | /dev/video2 | clip.mp4 | picture | folder | demo")
     add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx), or demo")
     add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
-    add("--engine", default="auto", choices=("auto", *available()), help="what runs the model (default: auto)")
+    add("--engine", default="auto", choices=("auto", *BACKENDS), help="what runs the model (default: auto)")
     add("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
     add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU; with TensorRT: GPU 0)")
+    add("--max-batch", type=whole, metavar="N", help="pictures per forward that TensorRT compiles the model for (default: 32)")
     add("--fit", choices=("crop", "squash", "pad"), help="how a frame becomes the model's square (default: as its card says)")
     add("--top", type=whole, default=5, metavar="K", help="labels to show (default: 5)")
     add("--size", type=size, metavar="WxH", help="size to ask the camera for")
@@ -129,6 +130,7 @@ def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Sou
             device=args.device,
             background=is_live(args, source),
             fit=args.fit,
+            max_batch=args.max_batch,
         )
     )
     recognizer = Recognizer(engine, bank)

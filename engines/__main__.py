@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("build", help="compile a model with TensorRT, for the GPU here or for another one")
     command.set_defaults(run=_build)
     command.add_argument("model", metavar="MODEL", help="a name or a folder")
-    command.add_argument("--engine", choices=("tensorrt", "tensorrt-rtx"), default="tensorrt", help="(default tensorrt)")
+    command.add_argument(
+        "--engine", choices=("tensorrt", "tensorrt-rtx"), help="(default tensorrt; with --target tensorrt-rtx)"
+    )
     command.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="(default fp16)")
     command.add_argument("--max-batch", type=whole, default=32, metavar="N", help="pictures per forward (default 32)")
     command.add_argument("--device", type=int, metavar="N", help="the GPU of that index (default 0)")
@@ -112,7 +114,8 @@ def _build(options: argparse.Namespace) -> None:
 
     folder = find_model(options.model)
     card = ModelCard.load(folder)
-    name, precision, most = options.engine, options.precision, options.max_batch
+    name = options.engine or ("tensorrt-rtx" if options.target else "tensorrt")
+    precision, most = options.precision, options.max_batch
     if options.target or options.output:
         if not (options.target and options.output):
             raise BackendError("--target SM and -o FILE go together: a plan for another GPU is written to a file")

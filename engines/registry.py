@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from .base import Engine, one_line
 from .card import ModelCard, Resize
-from .errors import BackendError, BackendMissing, ModelError
+from .errors import BackendError, BackendMissing, ClipsightError, ModelError
 from .text import TextEncoder
 
 log = logging.getLogger("clipsight")
@@ -115,7 +115,7 @@ def open_engine(
     for name in first:
         try:
             return _open(name, folder, card, settings, max_batch)
-        except BackendError as error:
+        except ClipsightError as error:
             log.warning("engine: %s cannot open %s (%s); taking the next", name, card.id, error)
     return _open(last, folder, card, settings, max_batch)
 
@@ -136,8 +136,8 @@ def _open(name: str, folder: Path, card: ModelCard, settings: Mapping[str, Any],
         if row.nvidia:  # what is compiled is compiled for it
             return cls(folder, card, **settings, max_batch=max_batch)  # type: ignore[no-any-return]
         engine: Engine = cls(folder, card, **settings)
-    except ImportError as error:
-        if isinstance(error, BackendMissing):
+    except (ImportError, OSError) as error:
+        if isinstance(error, ClipsightError):
             raise
         raise BackendMissing(
             f"{name} is installed but does not load ({one_line(error)}); run: {row.install} --force-reinstall"
@@ -189,7 +189,7 @@ def _choose(folder: Path, card: ModelCard, precision: str) -> list[str]:
     order = ", ".join(fitting)
     hint = ""
     if not BACKENDS[chosen[0]].nvidia and not _no_gpu():
-        hint = f"; TensorRT would use the NVIDIA GPU here: {BACKENDS['tensorrt'].install}"
+        hint = "; TensorRT would use the NVIDIA GPU here: engines/NVIDIA.md says how to install it"
     log.info("engine: %s for %s (the first that can run here, in the order %s%s)", chosen[0], card.id, order, hint)
     return chosen
 

@@ -7,6 +7,7 @@ GPU), `session` (a plan at work). Here they are put together.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -32,6 +33,7 @@ log = logging.getLogger("clipsight")
 
 RECIPE = 1  # counted up when plans made before have to be made anew, as they would be for another version of TensorRT
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")  # in protobuf: a text of 8 bytes, then one of so many
+_REFUSED = "refused"  # the companion that says why there is no plan: the gate has refused it
 _COMPILED = "kernels"  # the companion of a plan that holds what TensorRT for RTX compiled when it was opened
 
 
@@ -82,13 +84,22 @@ class TensorRTEngine(Engine):
         self.family = Family(self.name)
         self.gpu = Gpu(device or 0, blocking=background)
         self._cache = PlanCache()
-        device_name = f"{self.gpu.name} {self.gpu.target}"
+        # Cards of one name come with less memory or fewer units too, and TensorRT tunes for what it finds.
+        device_name = f"{self.gpu.name} {self.gpu.target} {self.gpu.units} units {self.gpu.memory >> 20} MiB"
         self._key = key_of(self.family, folder, self.precision, self.max_batch, device_name, self.gpu.driver)
         try:
+            if not making.anew and (refused := self._cache.attached(self._key, _REFUSED)):
+                raise BackendError(f"{refused.decode()}; to try again: python -m clipsight.engines build")
             plan = self._cache.obtain(self._key, self._build, log.info, anew=making.anew)
-            self.plan, self.facts = plan.path, plan.facts
             if self._session is None:  # it was in the cache
-                self._open(plan.data)
+                try:
+                    self._open(plan.data)
+                except BackendError as error:
+                    if self.gpu.lost or self.gpu.exhausted:
+                        raise
+                    log.warning("%s; compiling it anew", error)
+                    plan = self._cache.obtain(self._key, self._build, log.info, anew=True)
+            self.plan, self.facts = plan.path, plan.facts
             self._keep_compiled()
         except BaseException:
             self.close()
@@ -105,9 +116,15 @@ class TensorRTEngine(Engine):
             plan = self._making.plan
         self._open(plan, anew=True)
         log.info("comparing %s with ONNX Runtime on pictures", self.card.id)
-        figures = gate.check(
-            self.encode, self._folder, self.card, self.precision, self._making.pictures, at_once=self.max_batch
-        )
+        own = self._making.pictures
+        try:
+            figures = gate.check(self.encode, self._folder, self.card, self.precision, own, at_once=self.max_batch)
+        except gate.Refused as error:
+            if not self._making.anew:  # nobody asked for it, and else it would be compiled in vain at every start
+                with contextlib.suppress(OSError):
+                    self._cache.attach(self._key, _REFUSED, str(error).encode())
+            raise
+        self._cache.detach(self._key, _REFUSED)
         log.info("centered cosine at least %.5f, the same label in %.1f %%", figures.cosine, 100 * figures.agreement)
         return plan, {**facts, **figures._asdict()}
 
@@ -134,6 +151,8 @@ class TensorRTEngine(Engine):
 
     def _release(self) -> None:
         if self._session:
+            with contextlib.suppress(BackendError):
+                self._keep_compiled()  # those of the batches that came later too
             self._session.close()
             self._session = None
 
@@ -185,10 +204,13 @@ def adopt(path: Path, sha256: str, folder: Path, card: ModelCard, *, device: int
     It is run for that, so give the sha256 of a plan whose maker you trust. Raises `BackendError` where the plan is
     another, is not of this model, GPU or release, or does not pass.
     """
+    from .registry import needed  # it knows this module, by name alone
+
     data, facts = plans.check_adoptable(path, sha256)
     name, precision, max_batch = facts.get("runtime"), facts.get("precision"), facts.get("max_batch")
     if name not in [*ENGINES] or precision not in PRECISIONS or not isinstance(max_batch, int):
         raise BackendError(f"{path}.json: does not say what the plan is; fetch it again together with the plan")
+    needed(name)
     family = Family(name)
     gpu = Gpu(device or 0)
     wanted = key_of(family, folder, precision, max_batch, gpu.target, "")

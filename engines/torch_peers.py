@@ -7,13 +7,14 @@ The parent writes a line of JSON for what it wants timed and reads a line with t
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from .errors import BackendError
 
 VARIANTS = ("torch eager", "torch.compile", "torch + CUDA graph")
 _PEAK = 8192  # edge of the square product that measures the peak: large enough to fill any GPU
@@ -22,14 +23,17 @@ _PEAK = 8192  # edge of the square product that measures the peak: large enough 
 class Peers:
     """torch running `image.safetensors` of `folder` on the GPU `device`, under the interpreter `python`.
 
-    missing: why there is none, in one line; None where it runs. Use it in a `with` block.
+    missing: why there is none, in one line; None where it runs. Use it in a `with` block. Raises `BackendError` for an
+    interpreter that is none.
     """
 
     def __init__(self, folder: Path, device: int, python: str | None = None) -> None:
         command = [python or sys.executable, "-m", __name__, str(folder), str(device)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=dict(os.environ)
-        )
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        except OSError as error:
+            raise BackendError(f"{command[0]}: cannot be run ({error.strerror}); give a Python that has torch") from error
         answer = self._read()
         self.missing: str | None = answer.get("error")
         self.name = str(answer.get("name", "torch"))
@@ -38,7 +42,7 @@ class Peers:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            return {"error": "the process of torch ended; run it by hand to see why: python -m clipsight.engines.torch_peers"}
+            return {"error": "the process of torch ended; see why: python -m clipsight.engines.torch_peers FOLDER DEVICE"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engines import LabelError, ModelCard, available, open_engine
+from ..engines import LabelError, ModelCard, open_engine
 from ..engines.commandline import Parser, run
-from ..engines.registry import find_model
+from ..engines.registry import BACKENDS, find_model
 from .bank import LabelBank
 from .opening import open_bank
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("bank")
     bench = commands.add_parser("bench", help="time scoring, alone and beside an encoder that fills every core")
     bench.add_argument("--model", default="demo", help="the encoder to run beside: a name or a folder")
-    bench.add_argument("--engine", default="auto", choices=("auto", *available()), help="what runs it (default auto)")
+    bench.add_argument("--engine", default="auto", choices=("auto", *BACKENDS), help="what runs it (default auto)")
     bench.add_argument("--device", type=int, metavar="N", help="the GPU of that index")
     args = parser.parse_args(argv)
     if args.command == "build":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..engines import available, open_engine
+from ..engines import open_engine
 from ..engines.commandline import Parser, run, size, whole
+from ..engines.registry import BACKENDS
 from .bench import bench, bench_draw
 
 
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         "random weights: python -m clipsight.engines export --random ViT-B-16 -o vit",
     ).add_argument
     add("--model", required=True, help="the encoder: a name or a folder")
-    add("--engine", default="auto", choices=("auto", *available()))
+    add("--engine", default="auto", choices=("auto", *BACKENDS))
     add("--device", type=int, metavar="N", help="the GPU of that index (default the CPU)")
     add("--labels", type=whole, default=500, help="size of the bank (default 500, random)")
     add("--size", type=size, default=(1280, 720), metavar="WxH", help="of the camera's picture (default 1280x720)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..engines import Box, Engine, SpaceMismatch, seen
 from ..labels import LabelBank, Scores
@@ -37,8 +37,13 @@ class Recognizer:
 
     def __call__(self, frames: Sequence[Frame]) -> list[Scores]:
         """n frames -> n `Scores`; raises what the engine raises."""
+        return self.submit(frames)()
+
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Scores]]:
+        """Start on n frames and return what waits for their `Scores`; an engine with a device goes on by itself meanwhile."""
         bank = self._bank  # one bank for the whole call, whoever replaces it meanwhile
-        return bank.score(self.engine.encode([frame.image for frame in frames]))
+        pending = self.engine.submit([frame.image for frame in frames])
+        return lambda: bank.score(pending.result())
 
     def seen(self, frame: Frame) -> Box:
         """The part of the frame that the model sees, in pixels."""

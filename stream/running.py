@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 
 from ..engines import Box
@@ -12,6 +12,7 @@ from ..labels import Scores
 from .frame import Figures, Frame, Recognize, Result, State
 from .handoff import Ended, Latest, ahead, join
 from .meter import Meter
+from .recognizer import Recognizer
 from .sources import Source
 from .sources.paced import Paced
 
@@ -39,11 +40,33 @@ def each(source: Source, recognize: Recognize, *, batch: int = 1) -> Generator[R
 def _recognized(source: Source, recognize: Recognize, batch: int) -> Iterator[Result]:
     frames = ahead(source, 2 * batch)
     try:
-        for part in _batches(frames, batch):
-            for frame, scores in zip(part, recognize(part), strict=True):
+        for part, answers in _answers(_batches(frames, batch), recognize):
+            for frame, scores in zip(part, answers, strict=True):
                 yield Result(frame, scores, frame, scores.label, seen=_seen(recognize, frame))
     finally:
         frames.close()
+
+
+def _answers(parts: Iterable[list[Frame]], recognize: Recognize) -> Iterator[tuple[list[Frame], Sequence[Scores]]]:
+    """Each part with its scores. An engine that gains by batches has the next one before the last one is waited for."""
+    if not (isinstance(recognize, Recognizer) and recognize.engine.good_batch > 1):
+        for part in parts:
+            yield part, recognize(part)
+        return
+    before: tuple[list[Frame], Callable[[], list[Scores]]] | None = None
+    try:
+        for part in parts:
+            following = part, recognize.submit(part)
+            if before:
+                last, before = before, None
+                yield last[0], last[1]()
+            before = following
+    except Exception:
+        if before:
+            yield before[0], before[1]()  # what came before a failure is still worth its results
+        raise
+    if before:
+        yield before[0], before[1]()
 
 
 def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

@@ -9,11 +9,13 @@ them. The kernels are prepare.cu itself, compiled for the processor.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib.machinery
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -55,6 +57,7 @@ _GUARD = 256  # bytes on both sides of every allocation
 def host_kernels() -> ctypes.CDLL:
     """prepare.cu as a library of this processor, compiled by the C compiler that `pip install ziglang` brings."""
     folder = Path(tempfile.mkdtemp(prefix="clipsight-kernels-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "kernels.c").write_text(_WRAPPER % SOURCE.as_posix())
     library = folder / "kernels.so"
     command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O2", "-ffp-contract=off", "-o", str(library)]
@@ -359,8 +362,13 @@ def pycuda_driver(world: World) -> types.ModuleType:
         def count() -> int:
             return 1
 
+        multiprocessor_count = 84
+
         def name(self) -> str:
             return "Simulated GPU"
+
+        def total_memory(self) -> int:
+            return world.total
 
         def compute_capability(self) -> tuple[int, int]:
             return world.capability

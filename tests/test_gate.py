@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -66,7 +67,27 @@ def test_the_model_itself_passes_and_its_batches_are_kept_to(tiny: Path, again: 
     assert figures.cosine > 0.99999
     assert figures.agreement == 1
     assert figures.pictures == 66
-    assert sizes == [20, 20, 20, 6]
+    assert sizes == [1] * 66 + [20, 20, 20, 6]
+
+
+@pytest.mark.parametrize("wrong", ["alone", "in a batch"])
+def test_a_plan_that_is_wrong_in_one_of_its_profiles_fails(tiny: Path, wrong: str, again: None) -> None:
+    """A camera's pictures come one by one, a file's in batches, and a plan has kernels for either."""
+    with OnnxEngine(tiny, ModelCard.load(tiny)) as engine:
+
+        def encode(images: Sequence[Image]) -> NDArray[np.float32]:
+            vectors = engine.encode(images)
+            return vectors[:, ::-1] if (len(images) == 1) == (wrong == "alone") else vectors
+
+        assert "centered cosine" in refused(BackendError, lambda: checked(encode, tiny))
+
+
+def test_labels_that_are_as_good_as_each_other_are_the_same(wanted: NDArray[np.float32]) -> None:
+    """Off by less than the tie everywhere, with labels drawn so thick that many are nearer than that to each other."""
+    rng = np.random.default_rng(5)
+    few = wanted[:, :3] / np.linalg.norm(wanted[:, :3], axis=1, keepdims=True)
+    off = few + rng.normal(0, 2e-4, few.shape).astype(np.float32)
+    assert gate.compare(few, off).agreement > 0.99
 
 
 @pytest.mark.parametrize("precision", building.PRECISIONS)
@@ -127,7 +148,9 @@ def turned(wanted: NDArray[np.float32], rows: Sequence[int], cosine: float) -> N
 
 
 def given(vectors: NDArray[np.float32]) -> Encode:
-    return lambda _: vectors
+    """Gives the rows one after the other, however many pictures come at once, and again from the first."""
+    rows = itertools.cycle(vectors)
+    return lambda images: np.stack(list(itertools.islice(rows, len(images))))
 
 
 @pytest.mark.parametrize("precision", building.PRECISIONS)

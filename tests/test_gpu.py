@@ -49,11 +49,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=RUNTIMES or ["none"])
-def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Any]:
+def engine(request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if request.param == "none":
         pytest.skip("neither tensorrt nor tensorrt-rtx is installed: python -m clipsight.engines list")
+    cache = pytest.MonkeyPatch()
+    cache.setenv("CLIPSIGHT_CACHE", str(tmp_path_factory.mktemp("cache") / "own"))  # no plan of an older day
     with open_engine(model, request.param) as engine:
         yield engine
+    cache.undo()
 
 
 def frames(n: int, height: int = 720, width: int = 1280) -> list[Image]:

@@ -30,7 +30,7 @@ def test_every_table_is_printed(
     assert main(command) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0].startswith("random-tiny-0 on Simulated GPU (sm89, CUDA 12.4), tensorrt-rtx ")
+    assert lines[0].startswith("random-tiny-0 on Simulated GPU (sm89, driver CUDA 12.4), tensorrt-rtx ")
     assert re.fullmatch(r"plan: \d+ MB, built in [\d.]+ s; gate: centered cosine 0\.9999\d, label agreement \d+\.\d%", lines[1])
     for n in (1, 2, 4):
         stages = [line for line in lines if re.fullmatch(rf" +{n} ( +{TABLE}){{6}}", line)]

@@ -158,7 +158,7 @@ def test_one_in_each_profile(engine: Any) -> None:
     engine.encode(pictures(5))
     contexts = {n: p._context.profile for lane in engine._session.lanes for (_, n), p in lane._programs.items()}
     assert contexts[1] == 0
-    assert contexts[5] == 1
+    assert contexts[8] == 1  # five are rounded up
 
 
 def test_a_maximum_that_the_user_names(simulated_gpu: World, tiny: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_maximum_that_the_user_names(simulated_gpu: World, tiny: Path) -> None
         opened(tiny, max_batch=5000)
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, 4, 64])
 def test_a_graph_of_a_fixed_batch(simulated_gpu: World, tmp_path: Path, batch: int) -> None:
     images = pictures(6)
     with open_engine(graph_of(tmp_path, 2.0, batch=batch), "onnx") as reference:
@@ -222,12 +222,26 @@ def test_exhausted_memory_is_one_line_and_the_engine_goes_on(engine: Engine, sim
     pending = engine.submit(pictures(1, 720, 1280))
     with pytest.raises(BackendError) as caught:
         pending.result()
-    wanted_line = r"the memory of Simulated GPU is exhausted \(0 of \d+ MiB are free\); use a smaller max_batch"
+    wanted_line = r"the memory of Simulated GPU is exhausted \(0 of \d+ MiB are free\); end other programs on it, or use .*"
     assert re.fullmatch(wanted_line, str(caught.value))
-    assert len(simulated_gpu.memory) == held  # what had been allocated for it is given back
+    assert len(simulated_gpu.memory) < held  # what was kept for others was tried, and what was allocated is given back
     simulated_gpu.total = 1 << 33
     assert np.array_equal(engine.encode(small), wanted)
     assert engine.encode(pictures(1, 720, 1280)).shape == (1, 32)
+
+
+def test_programs_of_other_sizes_make_room_for_a_large_picture(engine: Any, simulated_gpu: World) -> None:
+    kept = [pictures(1, 700 + 10 * i, 700) for i in range(4)]
+    for image in kept * 2:
+        engine.encode(image)
+        engine.encode(image)
+    simulated_gpu.total = simulated_gpu.used() + 100_000  # not enough for one more, until something goes
+    other = pictures(1, 755, 700)
+    wanted = engine.encode(other)
+    assert np.array_equal(engine.encode(other), wanted)
+    assert 1 in [len(lane._programs) for lane in engine._session.lanes]  # one lane gave up all that it kept
+    simulated_gpu.total = 1 << 33
+    assert np.array_equal(engine.encode(kept[0]), engine.encode(kept[0]))
 
 
 def test_memory_that_is_exhausted_while_opening_leaves_nothing(
@@ -357,7 +371,8 @@ def test_however_the_program_ends_the_gpu_is_left_in_order(ending: str, tiny: Pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == (1 if ending == "an error" else 0), done.stderr
     assert done.stdout.splitlines()[-1] == "[] 0 [] 1", done.stdout + done.stderr
-    assert done.stderr.strip() in ("", "an error")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("compiling ")]
+    assert said in ([], ["an error"])
 
 
 def test_what_is_lost_is_not_freed_and_nothing_new_is_opened(

@@ -2,8 +2,8 @@
 
 For strongly typed TensorRT, where precision has to stand in the ONNX, and a model folder that has no file of it. As torch's
 autocast does, only what multiplies matrices is cast; sums, norms, softmax and the residual stream stay in float32, so it is
-right without knowing the model. A model folder's own image.fp16.onnx keeps the stream itself in half precision, which is
-faster, and is taken where it is there.
+right for most models, and the gate tells where a product overflows. A model folder's own image.fp16.onnx keeps the stream
+itself in half precision, which is faster, and is taken where it is there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def autocast(path: Path, precision: Literal["fp16", "bf16"]) -> bytes:
         add(node.output[0], output, onnx.TensorProto.FLOAT)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    return bytes(model.SerializeToString())
+    try:
+        return bytes(model.SerializeToString())
+    except Exception as error:  # protobuf's limit of 2 GB
+        raise ModelError(f"{path}: is too large to be cast here ({one_line(error)}); use --precision fp32") from error
 
 
 def _float_values(model: object) -> set[str]:

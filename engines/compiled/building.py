@@ -99,7 +99,7 @@ def _progress(family: Family, what: str) -> Iterator[Any]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    log.info("compiling %s; this is done once and may take minutes", what)
+    log.warning("compiling %s; this is done once and may take minutes", what)  # in a host that shows warnings alone too
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     quiet = not console.is_terminal or log.getEffectiveLevel() > logging.INFO
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:

@@ -16,10 +16,12 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import re
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ..base import one_line
@@ -29,9 +31,21 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: a stream that never waits for the le
 
 # Words of errors after which a context is of no use any more, as CUDA spells them and as their names are spelled.
 _FATAL = (
-    *("illegal", "misaligned", "launch fail", "assert", "uncorrectable", "timed out", "launch timeout", "stack error"),
+    *(
+        "illegal memory",
+        "illegal address",
+        "illegal instruction",
+        "misaligned",
+        "launch fail",
+        "assert",
+        "uncorrectable",
+        "timed out",
+        "launch timeout",
+        "stack error",
+    ),
     *("program counter", "invalid pc", "address space"),
 )
+_SPARE = "end other programs on it, or use smaller pictures or a smaller max_batch"
 _PATIENCE = 10.0  # seconds that threads in a context are given when Python ends
 
 _state = threading.Condition()  # of what follows
@@ -78,11 +92,21 @@ def driver() -> str | None:
     return None
 
 
+def _driver_release() -> str | None:
+    try:
+        said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"Module\D*?(\d+\.\d+(?:\.\d+)?)", said)
+    return found[1] if found else None
+
+
 class Gpu:
     """The GPU of that index.
 
-    name: such as "NVIDIA H100 80GB HBM3". target: its compute capability, "sm90". driver: the CUDA version its driver
-    brings, "13.0". Raises `BackendError` where there is no driver or no such device, `BackendMissing` where pycuda or
+    name: such as "NVIDIA H100 80GB HBM3". target: its compute capability, "sm90". units: its multiprocessors. memory: bytes of
+    it. driver: the driver's release, "580.65.06", or where that cannot be read the CUDA version it brings. exhausted: whether
+    memory was ever short. Raises `BackendError` where there is no driver or no such device, `BackendMissing` where pycuda or
     cuda-python is not installed or does not load.
     """
 
@@ -101,6 +125,7 @@ class Gpu:
         self.cuda: Any = cuda
         self._bindings: Any = bindings
         self.index, self.name = index, f"GPU {index}"
+        self.exhausted = False
         with self.telling():
             cuda.init()
             if index not in range(cuda.Device.count()):
@@ -108,8 +133,9 @@ class Gpu:
             device = cuda.Device(index)
             self.name = device.name()
             self.target = "sm{}{}".format(*device.compute_capability())
+            self.units, self.memory = int(device.multiprocessor_count), int(device.total_memory())
             version = cuda.get_driver_version()
-            self.driver = f"{version // 1000}.{version % 1000 // 10}"
+            self.driver = _driver_release() or f"CUDA {version // 1000}.{version % 1000 // 10}"
             with _state:  # one reference for the life of the process
                 if index not in _contexts:
                     _contexts[index] = device.retain_primary_context()
@@ -143,7 +169,8 @@ class Gpu:
         try:
             yield
         except self.cuda.MemoryError as error:
-            raise BackendError(f"the memory of {self.name} is exhausted ({self._memory()}); use a smaller max_batch") from error
+            self.exhausted = True
+            raise BackendError(f"the memory of {self.name} is exhausted ({self._memory()}); {_SPARE}") from error
         except self.cuda.Error as error:
             raise self._error(one_line(error)) from error
 

@@ -162,7 +162,7 @@ class Family:
         if not hasattr(engine, "create_runtime_config"):
             return None, None
         config = engine.create_runtime_config()
-        if not hasattr(config, "create_runtime_cache"):
+        if not hasattr(config, "create_runtime_cache") or not hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
             return None, None
         config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # Kernels for the very shape, compiled before the first run: a graph would keep the general ones for ever.

@@ -121,6 +121,12 @@ class PlanCache:
         found = _load(self._path(key, suffix), key)
         return found and found[0]
 
+    def detach(self, key: PlanKey, suffix: str) -> None:
+        """Remove a companion, where there is one."""
+        path = self._path(key, suffix)
+        for part in (path, _sidecar(path)):
+            part.unlink(missing_ok=True)
+
     def remove(self, key: PlanKey) -> None:
         """Remove a plan, its sidecar and its companions, where they are there."""
         for path in self._checked().glob(f"{key.name}.*"):

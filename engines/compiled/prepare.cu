@@ -5,7 +5,7 @@
 // PIL's picture to the level, on every GPU. A thread makes one pixel, so that neighbors read neighbors and nothing has to be
 // shared: at 720p both passes together read 2 MB, which is not worth more.
 //
-// Compiled to prepare.ptx by `python -m clipsight.engines.compiled`, which says how. No header is included: NVRTC, which
+// Compiled to prepare.ptx by `python -m clipsight.engines.compiled.nvrtc`, which says how. No header is included: NVRTC, which
 // compiles it, brings none, and the tests compile the same text for the CPU.
 
 typedef unsigned char uint8;

@@ -102,7 +102,7 @@ class Session:
             self.settings, self._compiled = family.settings(self.engine, kept)
             self.batches = self._profiles()
             self.least = self.batches[0][0]  # more than 1 where the graph takes one batch only
-            self.max_batch = min(max_batch, self.batches[-1][2])
+            self.max_batch = max(self.least, min(max_batch, self.batches[-1][2]))
             self.outputs = self._read_outputs()
             self.compute, self.copy = gpu.stream(), gpu.stream()
             self.kernels = Kernels(gpu.cuda)
@@ -136,6 +136,8 @@ class Session:
         Waits only while both lanes are at work. Pictures of one size are prepared on the GPU, others here by `prepare`.
         """
         with self._busy, self.gpu.current():
+            if not self.lanes:
+                raise BackendError(f"{self.family.name}: the engine is closed; open it again")
             lane = self.lanes[self._turn]
             self._turn = (self._turn + 1) % len(self.lanes)
             return lane.start(images)
@@ -194,8 +196,20 @@ class Lane:
         else:
             while len(self._programs) >= _KEPT:
                 self._programs.popitem(last=False)[1].free()
-            self._programs[key] = Program(self, size, n)
+            try:
+                self._programs[key] = Program(self, size, n)
+            except BackendError:
+                if self.session.gpu.lost or not self._programs:
+                    raise
+                self.drop()  # large pictures: what was kept for others may be what is missing
+                self._programs[key] = Program(self, size, n)
         return self._programs[key]
+
+    def drop(self) -> None:
+        """Free every program, in a `current` block, with nothing in flight."""
+        for program in self._programs.values():
+            program.free()
+        self._programs.clear()
 
     def start(self, images: Sequence[Image]) -> Job:
         """See `Session.start`."""
@@ -203,7 +217,9 @@ class Lane:
         session = self.session
         sizes = {image.shape[:2] for image in images}
         size = sizes.pop() if len(sizes) == 1 else None
-        program = self.program(size, max(len(images), session.least))
+        # Up to the next power of two: seven images cost what eight do, and there are few programs instead of one for each.
+        n = min(session.max_batch, 1 << (len(images) - 1).bit_length())
+        program = self.program(size, max(n, session.least))
         program.fill(images)
         program.upload(session.copy)
         self._up.record(session.copy)
@@ -221,9 +237,7 @@ class Lane:
 
     def free(self) -> None:
         """In a `current` block."""
-        for program in self._programs.values():
-            program.free()
-        self._programs.clear()
+        self.drop()
         self._job = self._up = self._done = None
         self.outputs = {}
 
@@ -296,12 +310,14 @@ class Program:
         fitting = [i for i, (least, _, most) in enumerate(session.batches) if least <= n <= most]
         if not fitting:
             raise BackendError(f"{family.name}: the plan takes no batch of {n}; build it anew with --max-batch {n}")
-        context.set_optimization_profile_async(fitting[0], session.compute.handle)
-        session.compute.synchronize()
-        context.set_input_shape(INPUT, (n, 3, card.size, card.size))
-        context.set_tensor_address(INPUT, int(lane.pixels))
-        for name, (memory, _) in lane.outputs.items():
-            context.set_tensor_address(name, int(memory))
+        with family.failing("the plan is not set up"):
+            taken = [context.set_optimization_profile_async(fitting[0], session.compute.handle)]
+            session.compute.synchronize()
+            taken.append(context.set_input_shape(INPUT, (n, 3, card.size, card.size)))
+            taken.append(context.set_tensor_address(INPUT, int(lane.pixels)))
+            taken += [context.set_tensor_address(name, int(memory)) for name, (memory, _) in lane.outputs.items()]
+            if not all(taken):
+                raise family.error("the plan is not set up")
         return context
 
     def _record(self) -> None:
