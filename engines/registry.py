@@ -160,13 +160,15 @@ def open_text(model: str | Path) -> TextEncoder:
 
 
 def needed(name: str, *, nvidia: bool = True) -> None:
-    """Raise where a backend cannot run here, with what to do. nvidia: whether its GPU is needed too."""
+    """Raise where a backend cannot run here, with what to do. nvidia: whether its GPU is needed, and what drives it."""
     row = BACKENDS[name]
-    lacking = _lacking(row) if nvidia else _lacking(row, without=("pycuda", "cuda.bindings"))
+    lacking = _lacking(row) if nvidia else _lacking(row, without=("pycuda", "cuda.bindings", "onnxruntime"))
     if nvidia and row.nvidia and _no_gpu():  # first: without a GPU there is no use in installing anything
         raise (BackendMissing if lacking else BackendError)(f"{name}: {missing(row)}")
     if lacking:
-        raise BackendMissing(f"{name} is not installed ({', '.join(lacking)}); run: {row.install}")
+        # Only what is lacking where there is no GPU: pycuda, which the extra brings, does not even build there.
+        install = row.install if nvidia else f"pip install {' '.join(p.replace('_', '-') for p in lacking)}"
+        raise BackendMissing(f"{name} is not installed ({', '.join(lacking)}); run: {install}")
 
 
 def _choose(folder: Path, card: ModelCard, precision: str) -> list[str]:
