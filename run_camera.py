@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 if TYPE_CHECKING:
     from clipsight.stream import Recognizer, Result, Sink, Source
@@ -27,7 +27,7 @@ The model `demo` names the colors of cards and nothing else; the world needs a C
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 and one line where it is wrong."""
     from clipsight.engines.commandline import Parser, size, whole
-    from clipsight.engines.registry import BACKENDS
+    from clipsight.engines.registry import BACKENDS, Precision
 
     parser = Parser(
         prog="run_camera.py",
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx), or demo")
     add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
     add("--engine", default="auto", choices=("auto", *BACKENDS), help="what runs the model (default: auto)")
-    add("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    add("--precision", default="auto", choices=get_args(Precision))
     add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU; with TensorRT: GPU 0)")
     add("--max-batch", type=whole, metavar="N", help="pictures per forward that TensorRT compiles the model for (default: 32)")
     add("--fit", choices=("crop", "squash", "pad"), help="how a frame becomes the model's square (default: as its card says)")

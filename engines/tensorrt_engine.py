@@ -34,6 +34,7 @@ log = logging.getLogger("clipsight")
 RECIPE = 1  # counted up when plans made before have to be made anew, as they would be for another version of TensorRT
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")  # in protobuf: a text of 8 bytes, then one of so many
 _REFUSED = "refused"  # the companion that says why there is no plan: the gate has refused it
+_GOOD_BATCH = 16  # above it an encoder fills a GPU, and a video's names only come later
 _COMPILED = "kernels"  # the companion of a plan that holds what TensorRT for RTX compiled when it was opened
 
 
@@ -132,7 +133,7 @@ class TensorRTEngine(Engine):
         kept = None if anew else self._cache.attached(self._key, _COMPILED)  # those of another plan are of no use
         self._session = Session(plan, self.family, self.gpu, self.card, self.max_batch, kept=kept)
         self.max_batch = self._session.max_batch
-        self.good_batch = min(16, self.max_batch)
+        self.good_batch = min(_GOOD_BATCH, self.max_batch)
 
     def _keep_compiled(self) -> None:
         compiled = self._session.compiled() if self._session else None
@@ -207,6 +208,7 @@ def adopt(path: Path, sha256: str, folder: Path, card: ModelCard, *, device: int
     from .registry import needed  # it knows this module, by name alone
 
     data, facts = plans.check_adoptable(path, sha256)
+    # A sidecar is JSON of anyone's: what stands for the name need not even be a key, so it is looked for in a list.
     name, precision, max_batch = facts.get("runtime"), facts.get("precision"), facts.get("max_batch")
     if name not in [*ENGINES] or precision not in PRECISIONS or not isinstance(max_batch, int):
         raise BackendError(f"{path}.json: does not say what the plan is; fetch it again together with the plan")

@@ -53,6 +53,16 @@ def near(given: Any, wanted: Any) -> bool:
     return bool(np.abs(given - wanted).max() < 1e-3)
 
 
+def break_a_kernel(engine: Any) -> None:
+    """Enqueue a kernel that will meet an address that is nobody's."""
+
+    def fail() -> None:
+        raise IllegalAddressError("0x40")
+
+    with engine.gpu.current():
+        engine._session.compute.put("a kernel", fail)
+
+
 def sizes(n: int) -> list[Image]:
     """A picture each of `n` sizes."""
     return [pictures(1, 40 + 3 * i, 70)[0] for i in range(n)]
@@ -269,12 +279,7 @@ def test_a_failed_kernel_is_one_clear_error_and_closing_does_not_hang(
     wanted = engine.encode(image)
     before = engine.submit(image)
     assert np.array_equal(before.result(), wanted)
-
-    def fail() -> None:
-        raise IllegalAddressError("0x40")
-
-    with engine.gpu.current():
-        engine._session.compute.put("a kernel", fail)
+    break_a_kernel(engine)
     pending = engine.submit(image)
     for _ in range(2):  # and again, for whoever asks again
         with pytest.raises(BackendError) as caught:
@@ -381,12 +386,7 @@ def test_what_is_lost_is_not_freed_and_nothing_new_is_opened(
     world = World()
     simulated_tensorrt.install(monkeypatch, world, plan_cache)
     engine = opened(tiny)
-
-    def fail() -> None:
-        raise IllegalAddressError("0x40")
-
-    with engine.gpu.current():
-        engine._session.compute.put("a kernel", fail)
+    break_a_kernel(engine)
     with pytest.raises(BackendError, match="CUDA is lost"):
         engine.encode(pictures(1))
     held = len(world.memory)

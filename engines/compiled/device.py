@@ -30,20 +30,9 @@ from ..errors import BackendError, BackendMissing
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: a stream that never waits for the legacy default stream, where others work
 
 # Words of errors after which a context is of no use any more, as CUDA spells them and as their names are spelled.
-_FATAL = (
-    *(
-        "illegal memory",
-        "illegal address",
-        "illegal instruction",
-        "misaligned",
-        "launch fail",
-        "assert",
-        "uncorrectable",
-        "timed out",
-        "launch timeout",
-        "stack error",
-    ),
-    *("program counter", "invalid pc", "address space"),
+_FATAL = re.compile(
+    "illegal (memory|address|instruction)|misaligned|launch (fail|timeout)|timed out|assert|uncorrectable|stack error|"
+    "program counter|invalid pc|address space"
 )
 _SPARE = "end other programs on it, or use smaller pictures or a smaller max_batch"
 _PATIENCE = 10.0  # seconds that threads in a context are given when Python ends
@@ -175,7 +164,7 @@ class Gpu:
             raise self._error(one_line(error)) from error
 
     def _error(self, said: str) -> BackendError:
-        if any(word in said.lower().replace("_", " ") for word in _FATAL):
+        if _FATAL.search(said.lower().replace("_", " ")):
             _lost.add(self.index)
             return BackendError(
                 f"a kernel failed on {self.name} ({said}), and CUDA is lost to this process; start the program again"
