@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, get_args
 if TYPE_CHECKING:
     from clipsight.stream import Recognizer, Result, Sink, Source
 
-INSTALL = 'pip install -e ".[camera,onnx]"'
+INSTALL = 'pip install -e ".[camera,onnx,text]"'
 EXAMPLES = """
 examples:
   run_camera.py demo                                    a scene that needs no camera and no download
   run_camera.py demo --save demo.mp4                    the same, kept as a video
+  run_camera.py 0 --model demo                          a webcam and printed cards (engines/models/demo/cards.pdf)
+  run_camera.py demo --labels "red star, blue circle"   your own words for cards
   run_camera.py clip.mp4 --model FOLDER --labels bank.safetensors --save out.mp4 --results out.jsonl
   run_camera.py 0 --model FOLDER --labels "cat, dog, cup"
 
-The model `demo` names the colors of cards and nothing else; the world needs a CLIP model folder.
+The model `demo` knows printed cards (14 shapes, 11 colors, 4 surfaces), not the world. The world needs a CLIP model folder:
+--model FOLDER. README.md says what is in one.
 """
 
 
@@ -37,7 +40,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("source", nargs="?", default="0", metavar="SOURCE", help="0 | 1 | /dev/video2 | clip.mp4 | picture | folder | demo")
-    add("--model", metavar="NAME|FOLDER", help="a model folder (card.json, image.onnx), or demo")
+    add(
+        "--model",
+        metavar="NAME|FOLDER",
+        help="a model folder (card.json, image.onnx), or demo, which knows printed cards, not the world",
+    )
     add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
     add("--engine", default="auto", choices=("auto", *BACKENDS), help="what runs the model (default: auto)")
     add("--precision", default="auto", choices=get_args(Precision))
@@ -163,7 +170,7 @@ def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks:
                     break
     finally:
         if not args.quiet:
-            print("\n".join(report.lines() + (running.meter.summary().lines() if running else [])))
+            print("\n".join(report.lines(running.meter.summary() if running else None)))
     return 0 if report.passed else 1
 
 

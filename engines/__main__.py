@@ -131,7 +131,7 @@ def _build(options: argparse.Namespace) -> None:
     needed(name)
     pictures = []
     if options.pictures:
-        from .compiled.gate import pictures_in
+        from .pictures import pictures_in
 
         pictures = pictures_in(options.pictures)
     making = Making(pictures, anew=True)

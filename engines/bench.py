@@ -30,13 +30,16 @@ def bench(
     """Time every backend that can run `model`, in turn, and print medians and ratios; seconds of each call by name.
 
     only: the names of those to time, by default all. device: index of a GPU, None for the CPU; a backend that cannot use it
-    says why and is left out. Each of `rounds` rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, so
-    that a machine whose speed drifts drifts for all. Raises `BackendError` where none can run the model.
+    says why and is left out. Each of `rounds` rounds times `calls` calls of every backend, one frame of 1280 x 720 a call, and
+    as many of a picture that has the model's size already, so that a machine whose speed drifts drifts for all. Raises
+    `BackendError` where none can run the model.
     """
     folder = find_model(model)
-    image = noise(1280, 720)
+    size = ModelCard.load(folder).size
+    image, small = noise(1280, 720), noise(size, size)
     engines: dict[str, Engine] = {}
     times: dict[str, list[float]] = {}
+    prepared: dict[str, list[float]] = {}  # of a picture that has the model's size already
     try:
         for name, missing in available().items():
             if only is not None and name not in only:
@@ -59,6 +62,7 @@ def bench(
         for _ in range(rounds):
             for name, engine in engines.items():
                 times[name] += _times(lambda e=engine: e.encode([image]), calls)  # type: ignore[misc]
+                prepared[name] = prepared.get(name, []) + _times(lambda e=engine: e.encode([small]), calls)  # type: ignore[misc]
     finally:
         for engine in engines.values():
             engine.close()
@@ -66,7 +70,9 @@ def bench(
     say(f"frame to vector, 1280x720, batch 1, {rounds} rounds of {calls} calls in turn")
     for name, seconds in times.items():
         p50, p95 = np.percentile(seconds, (50, 95)) * 1e3
-        say(f"  {name:9} p50 {p50:7.1f} ms  p95 {p95:7.1f} ms   x{np.median(seconds) / first:.2f} of {next(iter(times))}")
+        alone = np.median(prepared[name]) * 1e3
+        ratio = f"x{np.median(seconds) / first:.2f} of {next(iter(times))}"
+        say(f"  {name:9} p50 {p50:7.1f} ms  p95 {p95:7.1f} ms   {size}x{size}: p50 {alone:6.1f} ms   {ratio}")
     return times
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,10 @@ Resize = Literal["crop", "squash", "pad"]
 Filter = Literal["bicubic", "bilinear"]
 Activation = Literal["softmax", "sigmoid"]
 
+# What OpenAI's CLIP normalizes pictures by: RGB, of values in 0..1.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -24,8 +29,11 @@ class ModelCard:
     retrained model changes it, and a label bank fits a model when their spaces agree. size: input edge in pixels.
     dim: length of an embedding. mean, std: per RGB channel, of values in 0..1. resize: how a frame becomes square
     (see `prepare`). logit_scale, logit_bias, activation: how cosines become probabilities. context_length: tokens a
-    text tower takes. arch: the towers' shape where this project's torch definition can build them. notes: anything
-    else worth keeping (data, seeds, figures of a check); never read by code.
+    text tower takes. background: texts that are true of a picture of nothing on a list; they compete with typed labels.
+    threshold: the cosine that a typed label needs to be named. margin: how far it must stand above the strongest background
+    text. limits: what the model does not know, in a few words that are shown wherever it runs. arch: the towers' shape where
+    this project's torch definition can build them. notes: anything else worth keeping (data, seeds, figures of a check);
+    never read by code.
     """
 
     id: str
@@ -40,6 +48,10 @@ class ModelCard:
     logit_bias: float = 0.0
     activation: Activation = "softmax"
     context_length: int | None = None
+    background: tuple[str, ...] = ()
+    threshold: float | None = None
+    margin: float = 0.0
+    limits: str = ""
     arch: Mapping[str, Any] = field(default_factory=dict, hash=False)
     license: str = ""
     source: str = ""
@@ -64,6 +76,15 @@ class ModelCard:
         for name in ("logit_scale", "logit_bias"):
             if not _is_number(getattr(self, name)):
                 raise ModelError(f"card: '{name}' must be a number, not {getattr(self, name)!r}")
+        if not (isinstance(self.background, list | tuple) and all(isinstance(t, str) and t for t in self.background)):
+            raise ModelError(f"card: 'background' must be a list of texts, not {self.background!r}")
+        object.__setattr__(self, "background", tuple(self.background))
+        if not (self.threshold is None or (_is_number(self.threshold) and math.isfinite(self.threshold))):
+            raise ModelError(f"card: 'threshold' must be a number or null, not {self.threshold!r}")
+        if not (_is_number(self.margin) and math.isfinite(self.margin)):
+            raise ModelError(f"card: 'margin' must be a number, not {self.margin!r}")
+        if not isinstance(self.limits, str):
+            raise ModelError(f"card: 'limits' must be a text, not {self.limits!r}")
         for name, choices in (("resize", Resize), ("filter", Filter), ("activation", Activation)):
             if getattr(self, name) not in get_args(choices):
                 allowed = ", ".join(get_args(choices))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .card import ModelCard
+from .card import CLIP_MEAN, CLIP_STD, ModelCard
 from .towers import CLIP, load, read_arch
 
 OUTLIER = 40.0  # how much larger the three channels are
@@ -47,8 +47,8 @@ def random_card(name: str, arch: Mapping[str, Any], seed: int) -> ModelCard:
         space=f"random-{name}-{seed}",
         size=shape.vision.image_size,
         dim=shape.embed_dim,
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
         context_length=shape.text.context_length if shape.text else None,
         arch=arch,
         source="random weights",

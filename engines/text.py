@@ -15,6 +15,13 @@ from .preparing import Vectors
 _BATCH = 64
 
 
+def prompt(label: str) -> str:
+    """A label as the text that is encoded for it: "a photo of a red star", also of "a red star"."""
+    for article in ("a ", "an ", "the "):
+        label = label.removeprefix(article)
+    return f"a photo of a {label}"
+
+
 class TextEncoder:
     """A text tower that is open: `input_ids` (int64 n x context_length) -> `text_embeds` (n x dim) inside."""
 

@@ -84,12 +84,12 @@ class Scores:
 
     @property
     def label(self) -> str | None:
-        """The best label's display name; None when it lies under the bank's threshold or a background prompt fits better."""
+        """The best label's display name; None where it misses the bank's threshold, or its margin over the background."""
         best = int(np.argmax(self.values))
         value = float(self.values[best])
         if self.bank.threshold is not None and value < self.bank.threshold:
             return None
-        if self.nothing is not None and self.nothing >= value:
+        if self.nothing is not None and value - self.nothing <= self.bank.margin:
             return None
         return self.bank.display[best]
 
@@ -105,7 +105,8 @@ class LabelBank:
     names: n, unique. vectors: float32 n x dim unit rows (made so where they are not). space: the embedding space they
     belong to. prompts: the texts each vector was made of. display: what to show for each name, by default the name.
     background: float32 m x dim unit rows of "none of these" prompts, which compete but are never named. threshold: the
-    cosine under which nothing is named. logit_scale, logit_bias, activation: as on the model's card.
+    cosine under which nothing is named. margin: how far, in cosine, a label must stand above the strongest background
+    prompt. logit_scale, logit_bias, activation: as on the model's card.
 
     Raises `LabelError` for what does not fit together.
     """
@@ -117,6 +118,7 @@ class LabelBank:
     display: tuple[str, ...] = ()
     background: Vectors | None = None
     threshold: float | None = None
+    margin: float = 0.0
     logit_scale: float = 100.0
     logit_bias: float = 0.0
     activation: Literal["softmax", "sigmoid"] = "softmax"

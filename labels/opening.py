@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..engines import LabelError, ModelCard, ModelError, open_text
 from ..engines.registry import find_model
+from ..engines.text import prompt
 from .bank import LabelBank
 
 SHIPPED = Path(__file__).parent / "banks"
@@ -56,17 +57,21 @@ def read_words(path: Path) -> list[str]:
 
 
 def bank_of_words(words: list[str], model: str | Path) -> LabelBank:
-    """Encode each word as "a photo of a {word}" with the model's text tower."""
+    """Encode each word's `prompt` with the model's text tower, and the card's background texts as they are."""
     folder = find_model(model)
     card = ModelCard.load(folder)
     if not (folder / "text.onnx").is_file():
         raise ModelError(f"{card.id} has no text tower, so it cannot take words; give a label bank (.safetensors)")
-    prompts = [f"a photo of a {word}" for word in words]
+    prompts = [prompt(word) for word in words]
+    text = open_text(folder)
     return LabelBank(
         names=tuple(words),
-        vectors=open_text(folder).encode(prompts),
+        vectors=text.encode(prompts),
         space=card.space,
         prompts=tuple((p,) for p in prompts),
+        background=text.encode(card.background) if card.background else None,
+        threshold=card.threshold,
+        margin=card.margin,
         logit_scale=card.logit_scale,
         logit_bias=card.logit_bias,
         activation=card.activation,

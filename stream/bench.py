@@ -110,6 +110,7 @@ def bench_draw(say: Callable[[str], None] = print) -> None:
     rng = np.random.default_rng(0)
     bank = LabelBank(tuple(f"label {i}" for i in range(500)), rng.standard_normal((500, 512), np.float32), "bench")
     scores = bank.score(bank.vectors)
+    figures = Figures(30, 5, 0.2)
     say("draw, p50 ms          the same scores   new scores   a copy alone")
     for width, height in ((1280, 720), (1920, 1080), (3840, 2160)):
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -118,7 +119,11 @@ def bench_draw(say: Callable[[str], None] = print) -> None:
         out = image.copy()
 
         def one(i: int, frame: Frame = frame, box: Box = box, out: Image = out) -> None:
-            draw(frame.image, Result(frame, scores[i], frame, scores[i].label, seen=box, figures=Figures(30, 5, 0.2)), out=out)
+            draw(
+                frame.image,
+                Result(frame, scores[i], frame, scores[i].label, seen=box, figures=figures, note="knows a few things"),
+                out=out,
+            )
 
         same = _p50(lambda _, one=one: one(0))  # type: ignore[misc]
         new = _p50(lambda i, one=one: one(i))  # type: ignore[misc]

@@ -50,7 +50,7 @@ class Result:
 
     scores: the newest scores, None before the first. scored_frame: the frame they belong to (in `live` often an older
     one). label: the name to show, None when nothing on the list fits. state: whether frames are arriving. seen: the part
-    of the frame that the model sees. figures: how a live run is doing.
+    of the frame that the model sees. figures: how a live run is doing. note: what the model does not know, to be shown.
     """
 
     frame: Frame
@@ -60,6 +60,7 @@ class Result:
     state: State = "live"
     seen: Box | None = None
     figures: Figures | None = None
+    note: str = ""
 
 
 Recognize = Callable[[Sequence[Frame]], Sequence[Scores]]

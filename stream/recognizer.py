@@ -45,6 +45,12 @@ class Recognizer:
         pending = self.engine.submit([frame.image for frame in frames])
         return lambda: bank.score(pending.result())
 
+    @property
+    def note(self) -> str:
+        """What the model does not know, by its card; empty where it says nothing."""
+        card = self.engine.card
+        return f"{card.id}: {card.limits}" if card.limits else ""
+
     def seen(self, frame: Frame) -> Box:
         """The part of the frame that the model sees, in pixels."""
         height, width = frame.image.shape[:2]

@@ -42,7 +42,7 @@ def _recognized(source: Source, recognize: Recognize, batch: int) -> Iterator[Re
     try:
         for part, answers in _answers(_batches(frames, batch), recognize):
             for frame, scores in zip(part, answers, strict=True):
-                yield Result(frame, scores, frame, scores.label, seen=_seen(recognize, frame))
+                yield Result(frame, scores, frame, scores.label, seen=_seen(recognize, frame), note=_note(recognize))
     finally:
         frames.close()
 
@@ -190,10 +190,10 @@ class Live:
             self._figures, self._figures_at = self.meter.figures(), now
         scored = self._scored
         state: State = "stalled" if now - frame.arrived > self._patience else "live"
-        box = _seen(self.recognize, frame)
+        box, note = _seen(self.recognize, frame), _note(self.recognize)
         if scored is None:
-            return Result(frame, state=state, seen=box, figures=self._figures)
-        return Result(frame, scored[1], scored[0], scored[1].label, state, box, self._figures)
+            return Result(frame, state=state, seen=box, figures=self._figures, note=note)
+        return Result(frame, scored[1], scored[0], scored[1].label, state, box, self._figures, note)
 
     def close(self) -> None:
         """Stop, wait for the threads (2 s each; one that hangs in a driver is named and left) and close the source."""
@@ -214,3 +214,9 @@ def _seen(recognize: Recognize, frame: Frame) -> Box | None:
     """What the recognizer's model sees of the frame, where it can tell."""
     tell = getattr(recognize, "seen", None)
     return tell(frame) if tell else None
+
+
+def _note(recognize: Recognize) -> str:
+    """What the recognizer's model does not know, where it can tell."""
+    note = getattr(recognize, "note", "")
+    return note if isinstance(note, str) else ""

@@ -22,9 +22,10 @@ from onnx import TensorProto, helper, numpy_helper
 from test_engines import TINY, centered_cosines, export_random, graph_of, pictures
 
 from clipsight.engines import BackendError, ModelCard, ModelError, prepare
-from clipsight.engines.compiled import building, gate
+from clipsight.engines.compiled import building
 from clipsight.engines.compiled.autocast import autocast
 from clipsight.engines.compiled.families import Family
+from clipsight.engines.pictures import pictures_in
 from clipsight.engines.registry import SHIPPED
 
 TARGETS = ["sm80", "sm86", "sm89", "sm120"]  # A100, RTX 30, RTX 40, RTX 50
@@ -418,7 +419,7 @@ def test_autocast_stays_the_model(which: str, least: float, request: pytest.Fixt
     else:
         real = request.getfixturevalue("real")
         folder = real / "encoder"
-        images = gate.pictures_in(real / "images" / "imagenet")[:16]
+        images = pictures_in(real / "images" / "imagenet")[:16]
     pixel_values = prepare(images, ModelCard.load(folder))
     wanted = run((folder / "image.onnx").read_bytes(), pixel_values)
     given = run(autocast(folder / "image.onnx", "fp16"), pixel_values)

@@ -22,6 +22,21 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     hash(card)
 
 
+def test_what_competes_with_words_and_when_none_of_them_is_named(tmp_path: Path) -> None:
+    plain = ModelCard(**FACTS)
+    assert (plain.background, plain.threshold, plain.margin, plain.limits) == ((), None, 0.0, "")
+    card = ModelCard(**FACTS, background=("nothing", "an empty table"), threshold=0.25, margin=0.1, limits="knows cards alone")
+    card.save(tmp_path)
+    read = ModelCard.load(tmp_path)
+    assert read == card
+    assert read.background == ("nothing", "an empty table")  # a tuple again, so that a card stays hashable
+    assert (read.threshold, read.margin, read.limits) == (0.25, 0.1, "knows cards alone")
+    hash(read)
+    plain.save(tmp_path)
+    assert ModelCard.load(tmp_path) == plain
+    assert ModelCard(**{**FACTS, "background": []}, threshold=-1).threshold == -1
+
+
 def test_the_real_encoders_card(real: Path) -> None:
     card = ModelCard.load(real / "encoder")
     assert (card.dim, card.size, card.resize, card.activation) == (1280, 224, "crop", "softmax")
@@ -38,6 +53,18 @@ def test_the_real_encoders_card(real: Path) -> None:
         ({"activation": "relu"}, "softmax, sigmoid"),
         ({"space": ""}, "'space'"),
         ({"logit_scale": "big"}, "'logit_scale'"),
+        ({"background": "nothing"}, "'background' must be a list of texts"),
+        ({"background": None}, "'background'"),
+        ({"background": ["nothing", ""]}, "'background'"),
+        ({"background": ["nothing", 3]}, "'background'"),
+        ({"threshold": "0.2"}, "'threshold' must be a number or null"),
+        ({"threshold": True}, "'threshold'"),
+        ({"threshold": [0.2]}, "'threshold'"),
+        ({"margin": "0.2"}, "'margin' must be a number"),
+        ({"margin": True}, "'margin'"),
+        ({"margin": None}, "'margin'"),
+        ({"limits": None}, "'limits' must be a text"),
+        ({"limits": ["cards"]}, "'limits'"),
         ({"filer": "bicubic"}, "unknown field 'filer'"),
     ],
 )

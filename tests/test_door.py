@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clipsight.engines import ModelCard
-from clipsight.labels import LabelBank
+from clipsight.labels import LabelBank, open_bank
 from clipsight.labels.__main__ import bank_of_npz
 
 ROOT = Path(__file__).parent.parent
@@ -122,9 +123,37 @@ def test_live_plays_a_file_as_a_camera_would(real: Path, imagenet: Path, tmp_pat
 def test_the_demo_passes_its_own_verdict(tmp_path: Path) -> None:
     done = door("demo", "--every-frame", "--save", tmp_path / "demo.mp4")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
+    assert re.search(r"^named right +9\d\.\d% of 660 scored frames, each by its own truth: passed$", done.stdout, re.M)
     assert len(times(tmp_path / "demo.mp4")) == 660
     assert "no window: there is no display here" in done.stderr
+
+
+def test_the_demo_takes_words_and_is_judged_by_them(tmp_path: Path) -> None:
+    """Cards of the first seconds by words of one's own, and cards that are on no list: most are nothing."""
+    said = "green fish, a dotted teardrop, crimson star, orange heart"
+    done = door("demo", "--every-frame", "--labels", said, "--results", tmp_path / "r.jsonl")
+    assert done.returncode == 0, done.stdout + done.stderr
+    labels = [json.loads(line)["label"] for line in (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert labels[10] == "green fish"
+    assert labels[60] == "a dotted teardrop"
+    assert labels.count(None) > 300
+
+
+def test_wrong_names_are_a_failed_run(tmp_path: Path) -> None:
+    """A bank whose names stand one row too low."""
+    bank = open_bank("demo", "demo")
+    shifted = dataclasses.replace(bank, vectors=np.roll(bank.vectors, 1, axis=0))
+    words = ("demo", "--every-frame", "--labels", shifted.save(tmp_path / "b.safetensors"), "--results", tmp_path / "r.jsonl")
+    done = door(*words)
+    assert done.returncode == 1
+    assert re.search(r"^named right .* FAILED$", done.stdout, re.M)
+
+
+def test_the_demo_live_ends_with_its_figures(tmp_path: Path) -> None:
+    done = door("demo", "--results", tmp_path / "r.jsonl")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for figure in ("named right", "display", "interval", "frame age", "result age", "recognitions"):
+        assert re.search(rf"^{figure} ", done.stdout, re.M), figure
 
 
 def test_quiet_says_nothing(tmp_path: Path) -> None:
@@ -198,7 +227,7 @@ def test_a_clone_that_is_not_installed_says_the_install_line(tmp_path: Path) -> 
         cwd=tmp_path,
     )
     assert done.returncode == 2
-    assert done.stderr == 'clipsight is not installed here; run: pip install -e ".[camera,onnx]"\n'
+    assert done.stderr == 'clipsight is not installed here; run: pip install -e ".[camera,onnx,text]"\n'
 
 
 def test_opencv_not_installed_is_one_line(tmp_path: Path) -> None:
@@ -272,8 +301,8 @@ class TestWrongUse:
         line = self.refused(tmp_path, clip, "--model", "demo", "--labels", tmp_path / "words.txt")
         assert "holds no labels" in line
 
-    def test_words_for_a_model_without_a_text_tower(self, tmp_path: Path, clip: Path) -> None:
-        assert "no text tower" in self.refused(tmp_path, clip, "--model", "demo", "--labels", "cat, dog")
+    def test_words_for_a_model_without_a_text_tower(self, tmp_path: Path, clip: Path, model: Path) -> None:
+        assert "no text tower" in self.refused(tmp_path, clip, "--model", model, "--labels", "cat, dog")
 
     def test_the_world_without_a_clip_model(self, tmp_path: Path, clip: Path) -> None:
         done = door(clip, "--results", tmp_path / "r.jsonl", "--no-window")

@@ -30,7 +30,6 @@ from clipsight.engines import (
     prepare,
     registry,
 )
-from clipsight.labels import LabelBank
 from clipsight.labels.__main__ import bank_of_npz
 
 CPU = ["onnx", "openvino", "torch"]  # in auto's order
@@ -345,18 +344,6 @@ def test_fp16_is_another_file_and_nearly_the_same_answer(tiny: Path, backend: st
         a, b = full.encode(images), half.encode(images)
     assert not np.array_equal(a, b)
     assert centered_cosines(a, b).min() > 0.999
-
-
-def test_the_shipped_stand_in_is_what_its_script_writes(tmp_path: Path) -> None:
-    from clipsight.engines.stand_in import make
-
-    make(tmp_path)
-    for name in ("card.json", "image.onnx"):
-        assert (tmp_path / name).read_bytes() == (registry.SHIPPED / "demo" / name).read_bytes(), name
-    bank = bank_of_npz(tmp_path / "labels.npz", "demo")
-    shipped = LabelBank.load(Path(__file__).parent.parent / "labels" / "banks" / "demo.safetensors")
-    assert bank.names == shipped.names
-    assert np.array_equal(bank.vectors, shipped.vectors)
 
 
 def test_150_photographs_are_named_right_and_alike_by_every_runtime(real: Path) -> None:

@@ -19,6 +19,7 @@ from test_engines import TINY, export_random, graph_of, pictures
 from clipsight.engines import BackendError, Image, ModelCard, ModelError
 from clipsight.engines.compiled import building, gate
 from clipsight.engines.onnx_engine import OnnxEngine
+from clipsight.engines.pictures import pictures_in
 from clipsight.engines.registry import SHIPPED
 
 
@@ -203,7 +204,7 @@ def test_the_users_own_pictures_are_read(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "deeper" / "b.png"), image[:, :, 0])
     cv2.imwrite(str(tmp_path / "c.jpg"), image)
     (tmp_path / "notes.txt").write_text("no picture")
-    color, jpeg, gray = gate.pictures_in(tmp_path)
+    color, jpeg, gray = pictures_in(tmp_path)
     assert np.array_equal(color, image)
     assert gray.shape == jpeg.shape == image.shape
     assert all(one.dtype == np.uint8 for one in (color, jpeg, gray))
@@ -218,5 +219,5 @@ def test_a_folder_without_pictures_is_one_line(tmp_path: Path, what: str) -> Non
         folder.mkdir()
     if what == "only text":
         (folder / "a.jpg").write_text("no JPEG")
-    said = refused(ModelError, lambda: gate.pictures_in(folder))
+    said = refused(ModelError, lambda: pictures_in(folder))
     assert said == f"{folder}: no picture in it can be read; give a folder of JPEG or PNG files"

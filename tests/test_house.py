@@ -25,6 +25,7 @@ HEAVY = [
     "cv2",
     "tokenizers",
     "PIL",
+    "reportlab",
 ]
 
 
@@ -114,6 +115,13 @@ def test_the_top_level_is_what_was_agreed() -> None:
         *("README.md", "CHANGELOG.md", "BENCHMARKS.md", "LICENSE", ".ci", ".gitignore"),
     }
     assert {name.split("/")[0] for name in tracked} <= agreed
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "BENCHMARKS.md", "engines/NVIDIA.md"])
+def test_every_link_leads_to_a_file_that_is_there(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    gone = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert not gone
 
 
 def test_mypy_strict(tmp_path: Path) -> None:

@@ -460,3 +460,36 @@ class TestDraw:
         assert heights == sorted(heights)
         assert len(set(heights)) == 4  # the bank has five
         assert not np.array_equal(draw(image, shown, top=1), draw(image, shown, top=3))
+
+
+NOTE = "demo: knows printed cards, not the world"
+
+
+@pytest.mark.parametrize(("width", "height"), [*SIZES, *ODD_SIZES])
+def test_what_the_model_does_not_know_stands_in_the_upper_left_corner(width: int, height: int) -> None:
+    """And nowhere else; a picture without room for it is left as it is without a note."""
+    image = picture(width, height)
+    plain, noted = (draw(image, dataclasses.replace(result(image), note=note)) for note in ("", NOTE))
+    rows, columns = (plain != noted).any(2).any(1), (plain != noted).any(2).any(0)
+    if min(width, height) >= 144:
+        assert rows.any()
+    if rows.any():
+        assert np.flatnonzero(rows)[-1] < height / 3
+        assert np.flatnonzero(columns)[-1] < width - np.flatnonzero(columns)[0]
+
+
+def test_a_note_is_legible() -> None:
+    image = np.full((720, 1280, 3), 128, np.uint8)
+    noted = dataclasses.replace(result(image), note=NOTE)
+    plate = draw(image, noted)[14:40, 14:260]
+    assert plate.min() < 60  # the plate
+    assert plate.max() > 130  # the letters
+
+
+def test_no_bracket_is_drawn_under_a_note() -> None:
+    """At 640 x 480 the plate reaches into the square that the model sees."""
+    image = np.full((480, 640, 3), 128, np.uint8)
+    noted = dataclasses.replace(result(image, seen=center(640, 480)), note=NOTE)
+    plate = dataclasses.replace(noted, seen=None)
+    assert np.array_equal(draw(image, noted)[:240, :320], draw(image, plate)[:240, :320])
+    assert not np.array_equal(draw(image, noted)[:240, 320:], draw(image, plate)[:240, 320:])

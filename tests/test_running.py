@@ -319,5 +319,5 @@ def test_the_recognizer_refuses_a_bank_of_another_space() -> None:
             Recognizer(engine, BANK)
         with pytest.raises(SpaceMismatch):
             recognizer.bank = BANK
-        recognizer.bank = recognizer.bank.only(["red card"])
+        recognizer.bank = recognizer.bank.only(["striped red star"])
         assert recognizer([]) == []

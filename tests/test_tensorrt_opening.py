@@ -308,7 +308,7 @@ def test_the_second_opening_takes_the_plan_from_the_cache(
     images = pictures(3)
     with opened(model) as first:
         wanted = first.encode(images)
-        assert first.facts["seconds"] > 0
+        assert 0 <= first.facts["seconds"] < 60  # rounded: a tiny graph takes none
         assert (first.facts["precision"], first.facts["max_batch"], first.facts["id"]) == ("fp16", 32, "g")
         assert (first.facts["pictures"], first.facts["agreement"]) == (64, 1)
         assert first.plan == machine.plan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from clipsight.engines import BackendMissing, ModelError, open_text, registry
+from clipsight.engines import BackendMissing, ModelCard, ModelError, open_text, registry
 from clipsight.engines.export import export
 from clipsight.engines.random_weights import random_card, random_model
 from clipsight.labels import open_bank
@@ -87,6 +88,26 @@ def test_words_on_the_command_line_and_in_a_file_become_the_same_bank(model: Pat
     assert np.array_equal(typed.vectors, filed.vectors)
     assert np.allclose(typed.vectors, by_torch(model, [f"a photo of a {w}" for w in WORDS]), atol=1e-5)
     assert typed.space == "random-tiny-0"
+
+
+def test_words_compete_with_what_the_card_says_of_a_picture_of_nothing(model: Path, tmp_path: Path) -> None:
+    for path in model.iterdir():
+        if path.name != "card.json":
+            (tmp_path / path.name).symlink_to(path)
+    background = ("nothing", "an empty table")
+    dataclasses.replace(ModelCard.load(model), background=background, threshold=0.5, margin=0.01).save(tmp_path)
+    plain, bank = (open_bank("cat, dog", folder) for folder in (model, tmp_path))
+    assert plain.background is None
+    assert (plain.threshold, plain.margin) == (None, 0.0)
+    assert (bank.threshold, bank.margin) == (0.5, 0.01)
+    assert bank.background is not None
+    assert np.allclose(bank.background, by_torch(model, list(background)), atol=1e-5)  # as they are, not "a photo of a nothing"
+    assert np.array_equal(bank.vectors, plain.vectors)
+    assert plain.score(bank.background)[0].label is not None
+    assert bank.score(bank.background)[0].label is None
+    assert bank.score(bank.vectors)[1].label == "dog"
+    assert plain.score(-bank.vectors)[1].label is not None
+    assert bank.score(-bank.vectors)[1].label is None
 
 
 def test_words_reach_the_results(model: Path, tmp_path: Path) -> None:

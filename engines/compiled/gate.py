@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..card import ModelCard
-from ..errors import BackendError, ModelError
+from ..errors import BackendError
 from ..preparing import Image, Vectors
 
 LABELS = 128  # directions in the space of the pictures, which stand for labels
@@ -110,17 +110,6 @@ def render(n: int = 64, height: int = 270, width: int = 360) -> list[Image]:
             image[(x - cx) ** 2 + (y - cy) ** 2 < r * r] = rng.uniform(0, 255, 3)
         image += rng.normal(0, rng.uniform(1, 15), image.shape)
         pictures.append(image.clip(0, 255).astype(np.uint8))
-    return pictures
-
-
-def pictures_in(folder: Path) -> list[Image]:
-    """The user's own pictures; raises `ModelError` where there are none."""
-    import cv2
-
-    found = [cv2.imread(str(path)) for path in sorted(folder.rglob("*")) if path.is_file()]
-    pictures: list[Image] = [np.asarray(image, np.uint8) for image in found if image is not None]
-    if not pictures:
-        raise ModelError(f"{folder}: no picture in it can be read; give a folder of JPEG or PNG files")
     return pictures
 
 

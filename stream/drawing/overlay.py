@@ -6,6 +6,7 @@ one product and one sum over its rectangle. The part of the frame that the model
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -65,9 +66,13 @@ def draw(image: Image, result: Result, out: Image | None = None, *, top: int = 5
         np.copyto(out, image)
     height, width = image.shape[:2]
     made = _panel(result, width, height, top)
+    laid = [(made.sprite, *made.at)]
+    if result.note and (note := _reminder(result.note, width, height)):
+        laid.append(note)
     if result.seen is not None:
-        _mark(out, result.seen, result.frame.image.shape, made)
-    _blend(out, made.sprite, *made.at)
+        _mark(out, result.seen, result.frame.image.shape, laid)
+    for sprite, x, y in laid:
+        _blend(out, sprite, x, y)
     return out
 
 
@@ -303,8 +308,26 @@ def _nothing() -> _Panel:
     return _Panel(rgba, (0, 0), _Sprite(np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8)))
 
 
-def _mark(out: Image, seen: Box, shape: tuple[int, ...], beside: _Panel) -> None:
-    """Brackets at the corners of what the model sees, unless it is the whole picture; none where the panel lies.
+@lru_cache(maxsize=8)
+def _reminder(note: str, width: int, height: int) -> tuple[_Sprite, int, int] | None:
+    """A note on a plate of its own, BGR, and where it lies: in the upper left corner; None where there is no room for it."""
+    import cv2
+
+    layout = _layout(width, height, 0, False)
+    if layout is None:
+        return None
+    size, margin = layout.small, layout.x
+    pad = round(0.7 * size)
+    text = _text(note, size, False, width - 2 * (margin + pad), _QUIET)
+    canvas = _plate(text.color.shape[1] + 2 * pad, round(2.1 * size), round(0.6 * size)).copy()
+    if 4 * canvas.shape[0] > height:
+        return None
+    _blend(canvas, text, pad, round(1.4 * size) - baseline(size))
+    return _Sprite(cv2.cvtColor(canvas, cv2.COLOR_RGBA2BGR), cv2.merge([255 - canvas[..., 3]] * 3)), margin, margin
+
+
+def _mark(out: Image, seen: Box, shape: tuple[int, ...], beside: Sequence[tuple[_Sprite, int, int]]) -> None:
+    """Brackets at the corners of what the model sees, unless it is the whole picture; none where something else is laid.
 
     seen: in pixels of a frame of `shape`, which may be shown in another size.
     """
@@ -320,11 +343,15 @@ def _mark(out: Image, seen: Box, shape: tuple[int, ...], beside: _Panel) -> None
     corners = _corners(max(4, round(0.055 * edge)), max(1, round(edge / 360)))
     size = corners[0].color.shape[0]
     xs, ys = (left + inset, right - inset - size), (top + inset, bottom - inset - size)
-    (panel_left, panel_top), (panel_height, panel_width) = beside.at, beside.rgba.shape[:2]
     for corner, (x, y) in zip(corners, ((x, y) for y in ys for x in xs), strict=True):
-        clear_x = x + size <= panel_left or x >= panel_left + panel_width
-        if clear_x or y + size <= panel_top or y >= panel_top + panel_height:
+        if all(_clear(x, y, size, sprite, left, top) for sprite, left, top in beside):
             _blend(out, corner, x, y)
+
+
+def _clear(x: int, y: int, size: int, sprite: _Sprite, left: int, top: int) -> bool:
+    """Whether a square at (x, y) does not touch a sprite at (left, top)."""
+    height, width = sprite.color.shape[:2]
+    return x + size <= left or x >= left + width or y + size <= top or y >= top + height
 
 
 @lru_cache(maxsize=8)
