@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -21,6 +22,11 @@ from clipsight.engines import Image
 REAL = Path(__file__).parent.parent.parent / "shared" / "real"
 
 MakeVideo = Callable[..., Path]
+
+
+def pytest_configure() -> None:
+    """A shell that runs the tests in the background ignores Ctrl-C, and so would the programs that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
