@@ -18,7 +18,7 @@ examples:
   run_camera.py demo                                    a scene that needs no camera and no download
   run_camera.py demo --save demo.mp4                    the same, kept as a video
   run_camera.py 0 --model demo                          a webcam and printed cards (engines/models/demo/cards.pdf)
-  run_camera.py demo --labels "red star, blue circle"   your own words for cards
+  run_camera.py demo --labels "orange star, pink circle"  your own words for cards
   run_camera.py clip.mp4 --model FOLDER --labels bank.safetensors --save out.mp4 --results out.jsonl
   run_camera.py 0 --model FOLDER --labels "cat, dog, cup"
 
@@ -105,8 +105,6 @@ def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Sou
     from clipsight.stream.sinks.window import Window
 
     outputs = [path for path in (args.save, args.results) if path]
-    if args.no_window and not outputs:
-        raise SinkError("--no-window needs --save OUT.mp4 or --results OUT.jsonl: there would be nothing to see")
     model = args.model or ("demo" if args.source == "demo" else None)
     if model is None:
         raise ModelError(
@@ -114,12 +112,14 @@ def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Sou
             "give --model FOLDER --labels BANK, or try the demo: run_camera.py demo"
         )
     find_model(model)  # before the rest, which would complain of what is only a consequence
-    labels = args.labels or ("demo" if model == "demo" else None)
+    labels = args.labels if args.labels is not None else "demo" if model == "demo" else None
     if labels is None:
         raise LabelError(
             'no --labels was given; give a bank (.safetensors), or words.txt or "a, b, c" for a model with a text tower'
         )
     source = stack.enter_context(open_source(args.source, size=args.size, fps=args.fps))
+    if args.no_window and not outputs:
+        raise SinkError("--no-window needs --save OUT.mp4 or --results OUT.jsonl: there would be nothing to see")
     bank = open_bank(labels, model)
     sinks: list[Sink] = []
     if not args.no_window:
@@ -171,6 +171,8 @@ def run(args: argparse.Namespace, source: Source, recognizer: Recognizer, sinks:
     finally:
         if not args.quiet:
             print("\n".join(report.lines(running.meter.summary() if running else None)))
+            for path in filter(None, (args.save, args.results)):
+                print(f"saved          {path}")
     return 0 if report.passed else 1
 
 

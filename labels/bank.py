@@ -60,8 +60,9 @@ class Scores:
     def probabilities(self) -> NDArray[np.float32]:
         """float32 n in the order of `names`.
 
-        softmax(scale * cosine) over the labels and the strongest background prompt (CLIP), or
-        sigmoid(scale * cosine + bias) of each label by itself (SigLIP).
+        softmax(scale * cosine) over the labels and "none of these" (CLIP), or sigmoid(scale * cosine + bias) of each label by
+        itself (SigLIP). "None of these" has the cosine under which nothing is named: the threshold, or the margin above the
+        strongest background prompt, whichever is higher; so what is not named never looks sure.
         """
         return self._probabilities
 
@@ -76,7 +77,11 @@ class Scores:
         logits = bank.logit_scale * self.values.astype(np.float64) + bank.logit_bias
         if bank.activation == "sigmoid":
             return (1 / (1 + np.exp(-np.clip(logits, -60, 60)))).astype(np.float32)
-        other = -np.inf if self.nothing is None else bank.logit_scale * self.nothing + bank.logit_bias
+        none = max(
+            -np.inf if bank.threshold is None else bank.threshold,
+            -np.inf if self.nothing is None else self.nothing + bank.margin,
+        )
+        other = bank.logit_scale * none + bank.logit_bias
         highest = max(float(logits.max()), other)
         weights = np.exp(logits - highest)
         shares: NDArray[np.float32] = (weights / (weights.sum() + np.exp(other - highest))).astype(np.float32)

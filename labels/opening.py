@@ -24,7 +24,7 @@ def open_bank(labels: str | Path | LabelBank, model: str | Path) -> LabelBank:
     if isinstance(labels, LabelBank):
         return labels
     text = str(labels)
-    if "," in text and not is_file(text):
+    if ("," in text or (" " in text and not Path(text).suffix)) and not is_file(text):
         return bank_of_words(_clean(text.split(","), "the list of words"), model)
     path = Path(text)
     if path.suffix == ".safetensors":
@@ -36,7 +36,10 @@ def open_bank(labels: str | Path | LabelBank, model: str | Path) -> LabelBank:
     if path.suffix or len(path.parts) > 1:
         raise LabelError(f"{path}: no such file")
     lists = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors")))
-    raise LabelError(f"no label list {text!r}; give a bank (.safetensors), a text file, words with commas, or one of: {lists}")
+    raise LabelError(
+        f"no label list {text!r}; give a bank (.safetensors), a text file, words with commas (one word: {text + ','!r}), "
+        f"or one of: {lists}"
+    )
 
 
 def is_file(text: str) -> bool:

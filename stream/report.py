@@ -27,7 +27,8 @@ class Report:
         self._frames = 0
         self._last: Frame | None = None
         self._scored: Frame | None = None
-        self._right = self._judged = 0
+        self._right = self._judged = self._named = 0
+        self._whole = False  # the model sees the whole frame, not its middle
 
     def add(self, result: Result) -> bool:
         """Count a result; False when it repeats the frame before."""
@@ -41,8 +42,12 @@ class Report:
             self._labels[result.label] += 1
         if self._is_right and result.scores and result.scored_frame is not None and result.scored_frame is not self._scored:
             self._scored = result.scored_frame
+            right = self._is_right(result.scored_frame, result.scores.label, result.scores.names)
+            height, width = result.frame.image.shape[:2]
+            self._whole = result.seen == (0, 0, width, height)
             self._judged += 1
-            self._right += self._is_right(result.scored_frame, result.scores.label, result.scores.names)
+            self._right += right
+            self._named += right and result.scores.label is not None
         return True
 
     @property
@@ -56,14 +61,22 @@ class Report:
         lines = [f"frames         {self._frames} in {seconds:.1f} s ({self._frames / seconds if seconds else 0:.1f} a second)"]
         if self._labels:
             most = ", ".join(f"{name} {count / self._frames:.0%}" for name, count in self._labels.most_common(3))
-            lines.append(f"seen           {most}")
+            lines.append(f"seen           {most} of the frames")
         if self._note:
             lines.append(f"model          {self._note}")
         lines += summary.lines() if summary else []
         if self._is_right:
             share = self._right / self._judged if self._judged else 0.0
-            verdict = "passed" if self.passed else "FAILED"
+            verdict = f"{'passed' if self.passed else 'FAILED'} ({_GOOD:.0%} is asked for)"
             lines.append(f"named right    {share:.1%} of {self._judged} scored frames, each by its own truth: {verdict}")
+            if self._judged and not self._named:
+                lines.append(
+                    "warning        none of these words is in this scene, so all that was right is that it named nothing"
+                )
+            if self._whole and not self.passed:
+                lines.append(
+                    "warning        several cards are seen at once, and the one in the middle is asked for: use --fit crop"
+                )
             lines += [f"warning        {warning}" for warning in self._slow(summary)] if summary else []
         return lines
 

@@ -74,6 +74,15 @@ def test_nothing_on_the_list_by_threshold_and_by_background() -> None:
     assert nothing.score(vector(1, 2, 0, 0))[0].probabilities()[0] < 0.01  # the background took the rest
 
 
+@pytest.mark.parametrize(("threshold", "margin"), [(None, 0.0), (0.6, 0.0), (None, 0.3), (0.6, 0.3)])
+def test_what_is_not_named_never_looks_sure(threshold: float | None, margin: float) -> None:
+    one = LabelBank(("cat",), AXES[:1], "s", background=AXES[1:2], threshold=threshold, margin=margin, logit_scale=30)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (500, 4)).astype(np.float32)
+    for scores in one.score(rows / np.linalg.norm(rows, axis=1, keepdims=True)):
+        assert (scores.probabilities()[0] > 0.5) == (scores.label is not None)
+
+
 def test_rows_are_made_unit_and_read_only() -> None:
     made = LabelBank(("a", "b"), AXES[:2] * 7, "s")
     assert np.allclose(np.linalg.norm(made.vectors, axis=1), 1)
@@ -223,6 +232,12 @@ def test_opening(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="holds no labels"):
         open_bank(" , ,", "demo")
     assert open_bank("cat, dog", "demo").names == ("cat", "dog")
+    assert open_bank("crimson star", "demo").names == ("crimson star",)
+    assert open_bank("cat,", "demo").names == ("cat",)
+    with pytest.raises(LabelError, match="one word: 'cat,'"):
+        open_bank("cat", "demo")
+    with pytest.raises(LabelError, match="no such file"):
+        open_bank("my words.txt", "demo")
 
 
 def test_words_for_a_model_without_a_text_tower(tmp_path: Path) -> None:

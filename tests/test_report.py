@@ -57,7 +57,7 @@ def reported(source: Demo | Frames, results: Iterable[Result]) -> Report:
 def test_a_demo_passes_where_nine_of_ten_scored_frames_are_named_right(wrong: int, none: int, passes: bool) -> None:
     report = reported(*demo_results(wrong, none))
     assert report.passed is passes
-    share, verdict = f"{(20 - wrong - none) / 20:.1%}", "passed" if passes else "FAILED"
+    share, verdict = f"{(20 - wrong - none) / 20:.1%}", f"{'passed' if passes else 'FAILED'} (90% is asked for)"
     assert report.lines()[-1] == f"named right    {share} of 20 scored frames, each by its own truth: {verdict}"
 
 
@@ -79,7 +79,26 @@ def test_a_run_without_a_truth_has_no_verdict() -> None:
     report = reported(Frames([np.zeros((4, 4, 3), np.uint8)]), results)
     assert report.passed
     assert not any("named right" in line or "warning" in line for line in report.lines(dataclasses.replace(GOOD, fps=3.0)))
-    assert report.lines()[1] == "seen           plain red cat 100%"
+    assert report.lines()[1] == "seen           plain red cat 100% of the frames"
+
+
+def test_words_that_are_not_in_the_scene_are_told() -> None:
+    source, results = demo_results()
+    bank = LabelBank(("cat", "dog"), np.eye(2, dtype=np.float32), "s", threshold=0.5)
+    (nothing,) = bank.score(np.array([[0.1, 0.1]], np.float32))
+    report = reported(source, [dataclasses.replace(r, scores=nothing) for r in results])
+    assert report.passed
+    assert report.lines()[-1].startswith("warning        none of these words is in this scene")
+    assert "none of these" not in " ".join(reported(source, results).lines())
+
+
+def test_a_fit_that_shows_several_cards_is_named_as_the_reason() -> None:
+    source, results = demo_results(wrong=10)
+    whole = [dataclasses.replace(r, seen=(0, 0, r.frame.image.shape[1], r.frame.image.shape[0])) for r in results]
+    assert reported(source, whole).lines()[-1].endswith("use --fit crop")
+    assert "--fit" not in " ".join(reported(source, results).lines())
+    right = [dataclasses.replace(r, seen=(0, 0, r.frame.image.shape[1], r.frame.image.shape[0])) for r in demo_results()[1]]
+    assert "--fit" not in " ".join(reported(source, right).lines())
 
 
 def test_what_the_model_does_not_know_is_told_once() -> None:

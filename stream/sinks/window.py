@@ -23,7 +23,7 @@ class Window(Sink):
     def __init__(self, title: str = "clipsight") -> None:
         # Qt ends the whole process where there is no display, so look before it does.
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            raise SinkError("there is no display here; use --save OUT.mp4 or --results OUT.jsonl, or --no-window")
+            raise SinkError("there is no display here; use --save OUT.mp4 or --results OUT.jsonl")
         import cv2
 
         self._cv2 = cv2
