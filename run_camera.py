@@ -19,11 +19,12 @@ examples:
   run_camera.py demo --save demo.mp4                    the same, kept as a video
   run_camera.py 0 --model demo                          a webcam and printed cards (engines/models/demo/cards.pdf)
   run_camera.py demo --labels "orange star, pink circle"  your own words for cards
-  run_camera.py clip.mp4 --model FOLDER --labels bank.safetensors --save out.mp4 --results out.jsonl
-  run_camera.py 0 --model FOLDER --labels "cat, dog, cup"
+  run_camera.py 0                                       a webcam and 300 everyday things, by OpenAI's ViT-B/16 (fetched once)
+  run_camera.py 0 --labels "cat, dog, cup"              your own words for the world
+  run_camera.py clip.mp4 --labels bank.safetensors --save out.mp4 --results out.jsonl
 
-The model `demo` knows printed cards (14 shapes, 11 colors, 4 surfaces), not the world. The world needs a CLIP model folder:
---model FOLDER. README.md says what is in one.
+The model `demo`, which the source demo runs, knows printed cards (14 shapes, 11 colors, 4 surfaces), not the world. What knows
+the world is CLIP: --model ViT-B-16 (the default), RN50x4 and others by name, or the folder of a model of your own.
 """
 
 
@@ -43,9 +44,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--model",
         metavar="NAME|FOLDER",
-        help="a model folder (card.json, image.onnx), or demo, which knows printed cards, not the world",
+        help="ViT-B-16 (the default), another name, demo (knows printed cards, not the world), or a model folder",
     )
-    add("--labels", metavar="LABELS", help='bank.safetensors | words.txt | "a, b, c" | a list\'s name')
+    add("--labels", metavar="LABELS", help='everyday (the default) | words.txt | "a, b, c" | bank.safetensors')
     add("--engine", default="auto", choices=("auto", *BACKENDS), help="what runs the model (default: auto)")
     add("--precision", default="auto", choices=get_args(Precision))
     add("--device", type=int, metavar="N", help="GPU to run the model on (default: the CPU; with TensorRT: GPU 0)")
@@ -98,28 +99,19 @@ def is_live(args: argparse.Namespace, source: Source) -> bool:
 
 def open_all(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Source, Recognizer, list[Sink]]:
     """Open what the command line names; `stack` closes it. Outputs come last, so that a mistake leaves none behind."""
-    from clipsight.engines import LabelError, ModelError, SinkError, open_engine
+    from clipsight.engines import SinkError, open_engine
     from clipsight.engines.registry import find_model
     from clipsight.labels import open_bank
     from clipsight.stream import Recognizer, open_sink, open_source
     from clipsight.stream.sinks.window import Window
 
     outputs = [path for path in (args.save, args.results) if path]
-    model = args.model or ("demo" if args.source == "demo" else None)
-    if model is None:
-        raise ModelError(
-            "no --model was given, and ViT-B-16, which will be the default, cannot be fetched yet; "
-            "give --model FOLDER --labels BANK, or try the demo: run_camera.py demo"
-        )
-    find_model(model)  # before the rest, which would complain of what is only a consequence
-    labels = args.labels if args.labels is not None else "demo" if model == "demo" else None
-    if labels is None:
-        raise LabelError(
-            'no --labels was given; give a bank (.safetensors), or words.txt or "a, b, c" for a model with a text tower'
-        )
     source = stack.enter_context(open_source(args.source, size=args.size, fps=args.fps))
     if args.no_window and not outputs:
         raise SinkError("--no-window needs --save OUT.mp4 or --results OUT.jsonl: there would be nothing to see")
+    model = args.model or ("demo" if args.source == "demo" else "ViT-B-16")
+    find_model(model)  # before the labels, which would complain of what is only a consequence
+    labels = args.labels if args.labels is not None else "demo" if model == "demo" else "everyday"
     bank = open_bank(labels, model)
     sinks: list[Sink] = []
     if not args.no_window:

@@ -6,15 +6,17 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from .bench import bench, bench_prepare
 from .card import ModelCard
+from .catalog import catalog
 from .commandline import Parser, run, whole
-from .errors import BackendError, BackendMissing
-from .registry import BACKENDS, SHIPPED, Precision, available, find_model, needed
+from .errors import BackendError, BackendMissing, ModelError
+from .obtaining import models, obtain
+from .registry import BACKENDS, SHIPPED, Precision, available, find_model, needed, shipped_models
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,14 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("list", help="the backends, installed or how to install them, and the shipped models")
     command.set_defaults(run=_list)
+    command = commands.add_parser("fetch", help="fetch a model that is known by name, so that it is there without a network")
+    command.set_defaults(run=_fetch)
+    command.add_argument("name", metavar="NAME", help=f"{', '.join(catalog())}, or open_clip's NAME:TAG")
+    command.add_argument("--accept-license", action="store_true", help="I have read its license, and it allows my use")
     command = commands.add_parser("export", help="write a model folder: card.json, ONNX graphs, image.safetensors")
     command.set_defaults(run=_export)
     command.add_argument(
-        "--random",
-        required=True,
-        metavar="ARCH",
-        help="a shape with random weights, for benchmarks: ViT-B-16, ViT-B-32",
+        "weights",
+        nargs="?",
+        type=Path,
+        metavar="WEIGHTS",
+        help="OpenAI's .pt, open_clip's .pt or .safetensors, or a folder from a hub; nothing in it is run",
     )
+    command.add_argument("--random", metavar="ARCH", help="random weights instead, for benchmarks: ViT-B-16, ViT-B-32, RN50x4")
+    command.add_argument("--quick-gelu", action="store_true", default=None, help="the weights were trained with QuickGELU")
     command.add_argument("--seed", type=_seed, default=0, help="of the random weights (default 0)")
     command.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER")
     command.add_argument("--no-text", action="store_true", help="leave out the text tower")
@@ -42,6 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=("fp32", "fp16"),
         help="which image graphs to write (default both)",
     )
+    command = commands.add_parser("verify", help="is a model folder still what it says? status 1 where it is not")
+    command.set_defaults(run=_verify)
+    command.add_argument("model", metavar="MODEL", help="a name or a folder")
+    command = commands.add_parser("compare", help="which model, runtime and precision is best on this machine, and why")
+    command.set_defaults(run=_compare)
+    command.add_argument("models", nargs="+", metavar="MODEL", help="names or folders")
+    command.add_argument("--engine", nargs="+", choices=tuple(BACKENDS), help="these runtimes alone (default all)")
+    command.add_argument("--pictures", type=Path, metavar="FOLDER", help="a folder with a folder of pictures for each class")
+    command.add_argument("--need", type=_with_unit("fps"), metavar="30fps", help="recognitions a second that are wanted")
+    command.add_argument("--max-size", type=_with_unit("MB"), metavar="45MB", help="the most that the model's file may have")
+    command.add_argument("--rounds", type=whole, default=5, help="rounds in which they take turns (default 5)")
+    command.add_argument("--calls", type=whole, default=5, help="calls of each in a round (default 5)")
     command = commands.add_parser("build", help="compile a model with TensorRT, for the GPU here or for another one")
     command.set_defaults(run=_build)
     command.add_argument("model", metavar="MODEL", help="a name or a folder")
@@ -74,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--calls", type=whole, default=10, help="calls of each in a round (default 10)")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="clipsight: %(message)s", level=logging.INFO)
-    return run(lambda: options.run(options))
+    status = 0
+
+    def command_line() -> None:
+        nonlocal status
+        status = options.run(options) or 0
+
+    return run(command_line) or status
 
 
 def _list(_options: argparse.Namespace) -> None:
@@ -82,15 +109,41 @@ def _list(_options: argparse.Namespace) -> None:
     for name, install in available().items():
         print(f"  {name:12} {install or 'installed'}")
     print("models")
-    folders = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
-    for folder in folders:
+    here = [SHIPPED / name for name in shipped_models()]
+    here += [folder for name in catalog() if ((folder := models() / name) / "card.json").is_file()]
+    for folder in here:
         card = ModelCard.load(folder)
         print(f"  {folder.name:12} {card.size} px, {card.dim} numbers a picture, license: {card.license or 'not stated'}")
-    if not folders:
-        print("  none shipped; give the path of a model folder instead")
+    print("to be fetched once when they are first used")
+    for entry in catalog().values():
+        if models() / entry.name not in here:
+            print(f"  {entry.name:12} about {entry.megabytes} MB, license: {entry.license}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    print(f"{options.name} is in {obtain(options.name, accept=options.accept_license)}")
 
 
 def _export(options: argparse.Namespace) -> None:
+    if (options.weights is None) == (options.random is None):
+        raise ModelError("export needs WEIGHTS or --random ARCH, one of them")
+    if options.weights is not None:
+        from .obtaining import make_folder
+
+        if not options.weights.exists():
+            raise ModelError(f"{options.weights}: no such file")
+        figures = make_folder(
+            options.weights,
+            options.output,
+            quick_gelu=options.quick_gelu,
+            precisions=options.precision,
+            patches=options.patches,
+        )
+        for name, figure in figures.items():
+            print(f"{options.output / name}: centered cosine to torch {figure:.7f}")
+        card = ModelCard.load(options.output)
+        print(f"{card.id} ({card.notes['form']}, space {card.space}) is in {options.output}")
+        return
     try:
         from .export import export
         from .random_weights import random_card, random_model
@@ -107,6 +160,39 @@ def _export(options: argparse.Namespace) -> None:
     for name, figure in figures.items():
         print(f"{options.output / name}: centered cosine to torch {figure:.7f}")
     print(f"{card.id} is in {options.output}. Its weights are random: it recognizes nothing and is for measuring speed.")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verifying import verify
+
+    return 0 if verify(options.model) else 1
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .comparing import compare
+
+    compare(
+        options.models,
+        backends=options.engine,
+        pictures=options.pictures,
+        need=options.need,
+        most=options.max_size,
+        rounds=options.rounds,
+        calls=options.calls,
+    )
+
+
+def _with_unit(unit: str) -> Callable[[str], float]:
+    """An argument that must be a number above 0, its unit behind it or not."""
+
+    def number(text: str) -> float:
+        value = float(text.lower().removesuffix(unit.lower()))
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        return value
+
+    number.__name__ = f"number of {unit}"
+    return number
 
 
 def _build(options: argparse.Namespace) -> None:

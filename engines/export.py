@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch.nn import functional as F  # noqa: N812
 from .base import INPUT, OUTPUT, one_line
 from .card import ModelCard
 from .errors import ModelError
+from .resnet import ModifiedResNet
 from .towers import CLIP, VisionTransformer, cast, shape_of, to_half
 
 OPSET = 17
@@ -49,9 +51,9 @@ def export(
 ) -> dict[str, float]:
     """Write `model` as a model folder and return each graph's smallest centered cosine to torch, by file name.
 
-    Files: card.json with these figures in its notes; image.onnx and image.fp16.onnx as `precisions` says (both take and
-    give float32); text.onnx where the model has a text tower; image.safetensors, the state dict of the image tower under
-    OpenAI's names, `visual.` included. patches: the image graphs also give `patch_embeds`.
+    Files: card.json with these figures and the files' hashes in its notes; image.onnx and image.fp16.onnx as `precisions`
+    says (both take and give float32); text.onnx where the model has a text tower; image.safetensors, the state dict of the
+    image tower under OpenAI's names, `visual.` included. patches: the image graphs also give `patch_embeds`.
 
     Nothing is put into the folder before everything is written and checked. Raises `ModelError` for a card of another
     shape, a folder that cannot be used, and a graph whose answers are not torch's; `OSError` for a full disk.
@@ -63,14 +65,40 @@ def export(
     if unknown or not precisions:
         raise ModelError(f"precisions {list(precisions)!r} cannot be exported; use some of {', '.join(IMAGE_FILES)}")
     names = [IMAGE_FILES[p] for p in precisions] + ["image.safetensors"] + (["text.onnx"] if shape.text else [])
-    folder = Path(folder)
-    made = _make(folder, names)
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)  # the caller may be training it
+    return _into(Path(folder), names, card, lambda scratch: _write(model, scratch, precisions, patches))
+
+
+def export_other(model: Any, folder: str | Path, card: ModelCard, vocab_size: int) -> dict[str, float]:
+    """Write a model whose towers are not ours, such as open_clip's SigLIP: what `export` does, in float32, of its own forward.
+
+    model: has encode_image(pixel_values) and encode_text(input_ids), and is in eval mode. Texts have the card's context_length:
+    such a tower may look at what stands behind the end. There is no image.safetensors, so the torch backend cannot run it.
+    """
+    graphs = {"image.onnx": (_Own(model.encode_image, model), INPUT, OUTPUT, random_pictures(_CHECKED, card.size))}
+    if card.context_length:
+        ids = random_ids(_CHECKED, card.context_length, vocab_size)
+        graphs["text.onnx"] = (_Own(model.encode_text, model), TEXT_INPUT, TEXT_OUTPUT, ids)
+
+    def write(scratch: Path) -> dict[str, float]:
+        figures = {}
+        for name, (graph, takes, gives, inputs) in graphs.items():
+            _write_graph(graph, inputs[:2], scratch / name, takes, [gives])
+            figures[name] = _check(scratch / name, graph, inputs, LEAST["fp32"])
+        return figures
+
+    return _into(Path(folder), list(graphs), card, write)
+
+
+def _into(folder: Path, names: Sequence[str], card: ModelCard, write: Callable[[Path], dict[str, float]]) -> dict[str, float]:
+    """Let `write` make the files `names` aside, and put them and the card into `folder` when all of it went well."""
+    made = _make(folder, names)
     try:
         # Beside the files it will replace, so that os.replace stays on one file system.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
-            figures = _write(model, Path(scratch), precisions, patches)
-            notes = {**card.notes, "centered_cosine_to_torch": figures}
+            figures = write(Path(scratch))
+            files = {name: hashlib.sha256(Path(scratch, name).read_bytes()).hexdigest() for name in names}
+            notes = {**card.notes, "centered_cosine_to_torch": figures, "files": files}
             dataclasses.replace(card, notes=notes).save(scratch)
             for name in [*names, "card.json"]:  # the card last: a folder without one is no model
                 os.replace(Path(scratch, name), folder / name)
@@ -105,19 +133,19 @@ def random_pictures(n: int, size: int, seed: int = 0) -> Tensor:
     return (0.8 * pictures).clamp(-2, 2.5)
 
 
-def random_ids(n: int, context_length: int, vocab_size: int, seed: int = 0) -> Tensor:
-    """Texts of several lengths, the end token (the highest id) behind each and zeros after it: int64 n x context_length."""
+def random_ids(n: int, length: int, vocab_size: int, seed: int = 0) -> Tensor:
+    """Texts of several lengths, the end token (the highest id) behind each and zeros after it: int64 n x length."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, vocab_size - 1, (n, context_length), generator=generator)
-    ends = torch.randint(1, context_length, (n, 1), generator=generator)
-    places = torch.arange(context_length)
+    ids = torch.randint(1, vocab_size - 1, (n, length), generator=generator)
+    ends = torch.randint(1, length, (n, 1), generator=generator)
+    places = torch.arange(length)
     return ids.masked_fill(places > ends, 0).masked_fill(places == ends, vocab_size - 1)
 
 
 class _ImageGraph(nn.Module):
     """The image tower with float32 at both ends, whatever its weights are."""
 
-    def __init__(self, visual: VisionTransformer, patches: bool) -> None:
+    def __init__(self, visual: VisionTransformer | ModifiedResNet, patches: bool) -> None:
         super().__init__()
         self.visual, self.patches = visual, patches
 
@@ -135,6 +163,17 @@ class _TextGraph(nn.Module):
         return (self.model.encode_text(input_ids),)
 
 
+class _Own(nn.Module):
+    """A method of a model as a graph."""
+
+    def __init__(self, method: Callable[[Tensor], Tensor], model: nn.Module) -> None:
+        super().__init__()
+        self.method, self.model = method, model  # the model, so that its weights are found
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.method(inputs),)
+
+
 def _make(folder: Path, names: Sequence[str]) -> bool:
     """Create `folder` and say whether it is new; refuse one where files of an earlier export would stay beside new weights."""
     stale = [n for n in (*IMAGE_FILES.values(), "text.onnx") if n not in names and (folder / n).exists()]
@@ -150,7 +189,11 @@ def _make(folder: Path, names: Sequence[str]) -> bool:
 
 def _write(model: CLIP, folder: Path, precisions: Sequence[str], patches: bool) -> dict[str, float]:
     """Write and check everything but the card; return the figures by file name."""
-    image, shape = _ImageGraph(model.visual, patches), model.shape
+    visual, shape = model.visual, model.shape
+    if isinstance(visual, ModifiedResNet):
+        visual = copy.deepcopy(visual)
+        visual.fold()  # torch's exporter does it too, and leaves the module that it was given with other weights
+    image = _ImageGraph(visual, patches)
     pictures = random_pictures(_CHECKED, shape.vision.image_size)
     outputs = [OUTPUT, PATCHES] if patches else [OUTPUT]
     figures: dict[str, float] = {}
@@ -165,7 +208,8 @@ def _write(model: CLIP, folder: Path, precisions: Sequence[str], patches: bool) 
         ids = random_ids(_CHECKED, shape.text.context_length, shape.text.vocab_size)
         text, path = _TextGraph(model), folder / "text.onnx"
         _write_graph(text, ids[:2], path, TEXT_INPUT, [TEXT_OUTPUT])
-        figures[path.name] = _check(path, text, ids, LEAST["fp32"])
+        few = random_ids(_CHECKED, max(2, shape.text.context_length // 3), shape.text.vocab_size)  # most texts are short
+        figures[path.name] = min(_check(path, text, x, LEAST["fp32"]) for x in (ids, few))
     # Not save_file: that leaves a file which only its owner may read.
     tensors = {f"visual.{name}": tensor.contiguous() for name, tensor in model.visual.state_dict().items()}
     Path(folder, "image.safetensors").write_bytes(save(tensors, {"format": "pt"}))
@@ -173,6 +217,9 @@ def _write(model: CLIP, folder: Path, precisions: Sequence[str], patches: bool) 
 
 
 def _write_graph(graph: nn.Module, example: Tensor, path: Path, takes: str, gives: Sequence[str]) -> None:
+    dynamic = {name: {0: "batch"} for name in [takes, *gives]}
+    if isinstance(graph, _TextGraph):
+        dynamic[takes][1] = "length"
     size = sum(t.numel() * t.element_size() for t in graph.state_dict().values())
     if size >= _PROTOBUF:
         raise ModelError(
@@ -188,7 +235,7 @@ def _write_graph(graph: nn.Module, example: Tensor, path: Path, takes: str, give
             opset_version=OPSET,
             input_names=[takes],
             output_names=list(gives),
-            dynamic_axes={name: {0: "batch"} for name in [takes, *gives]},
+            dynamic_axes=dynamic,
         )
 
 

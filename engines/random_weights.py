@@ -7,6 +7,7 @@ magnitude. With plain normal weights fp16 and int8 look better than they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .card import CLIP_MEAN, CLIP_STD, ModelCard
+from .resnet import ResNetShape
 from .towers import CLIP, load, read_arch
 
 OUTLIER = 40.0  # how much larger the three channels are
@@ -35,7 +37,9 @@ def random_model(arch: Mapping[str, Any], seed: int = 0, outliers: bool = True) 
             offset[torch.randperm(width, generator=generator)[:3]] = torch.tensor([OUTLIER, -OUTLIER, OUTLIER])
         for name, like in expected.items():
             if name.startswith("visual.") == (tower == 0):
-                state[name] = _tensor(name, torch.randn(like.shape, generator=generator), offset)
+                z = torch.randn(like.shape, generator=generator)
+                resnet = tower == 0 and isinstance(shape.vision, ResNetShape)
+                state[name] = _resnet_tensor(name, z) if resnet else _tensor(name, z, offset)
     return load(arch, state)
 
 
@@ -95,3 +99,22 @@ def _tensor(name: str, z: Tensor, offset: Tensor) -> Tensor:
         # hardly differ.
         z = 1.2 * fan_in**-0.5 * (1 + offset.square().mean()).sqrt() * z
     return z
+
+
+def _resnet_tensor(name: str, z: Tensor) -> Tensor:
+    """Shape the standard normal `z` into the tensor `name` of a ModifiedResNet.
+
+    No outliers: a ReLU network keeps none. What a block adds is small beside what it is given, so that 26 of them one after
+    another neither fade nor overflow.
+    """
+    *_, layer, kind = ["", *name.split(".")]
+    fan_in = z[0].numel() if z.ndim > 1 else 1
+    if kind == "running_var":
+        return torch.exp(0.3 * z)
+    if kind in ("running_mean", "bias"):
+        return 0.1 * z
+    if z.ndim == 4:
+        return math.sqrt(2 / fan_in) * z
+    if z.ndim == 2:
+        return 0.3 * z if kind == "positional_embedding" else 1.4 / math.sqrt(fan_in) * z
+    return (0.3 if layer == "bn3" else 1.0) * torch.exp(0.2 * z)  # of a normalization

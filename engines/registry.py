@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from .base import Engine, one_line
 from .card import ModelCard, Resize
+from .catalog import catalog
 from .errors import BackendError, BackendMissing, ClipsightError, ModelError
 from .text import TextEncoder
 
@@ -39,6 +40,9 @@ def _on_nvidia(name: str) -> tuple[str, str, str, str, bool]:
     return needs, f'pip install -e ".[{name}]"', "image.onnx", "fp32 fp16 bf16", True
 
 
+_OF_TORCH = ("torch", "pip install torch", "image.safetensors", "fp32 fp16 bf16")
+
+
 # auto takes the first row whose packages are installed, whose file the folder has and, for the first two, whose GPU is
 # there. The order is fixed: an NVIDIA GPU is far ahead of any CPU; ONNX Runtime and OpenVINO are level on CPUs and ahead of
 # torch (BENCHMARKS.md).
@@ -47,7 +51,9 @@ BACKENDS: dict[str, Backend] = {
     "tensorrt-rtx": Backend("tensorrt_engine", "TensorRTForRTXEngine", *_on_nvidia("tensorrt-rtx")),
     "onnx": Backend("onnx_engine", "OnnxEngine", "onnxruntime", "pip install onnxruntime", "image.onnx"),
     "openvino": Backend("openvino_engine", "OpenVinoEngine", "openvino", "pip install openvino", "image.onnx"),
-    "torch": Backend("torch_engine", "TorchEngine", "torch", "pip install torch", "image.safetensors"),
+    "torch": Backend("torch_engine", "TorchEngine", *_OF_TORCH),
+    "torch-script": Backend("torch_engine", "TorchScriptEngine", *_OF_TORCH),
+    "torch-compile": Backend("torch_engine", "TorchCompileEngine", *_OF_TORCH),
 }
 
 
@@ -64,18 +70,31 @@ def missing(row: Backend) -> str | None:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model given by name (one that is shipped) or by path; raises `ModelError` where there is none."""
-    folder = Path(model)
-    shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / "card.json").is_file())
-    if folder.is_dir() and ((folder / "card.json").is_file() or str(model) not in shipped):
+    """The folder of a model given by path or by name: one that is shipped, or one of the catalog, which is fetched once.
+
+    Raises `ModelError` where there is none, or where it cannot be fetched.
+    """
+    folder, name = Path(model), str(model)
+    shipped = shipped_models()
+    known = [*shipped, *catalog()]
+    if folder.is_dir() and ((folder / "card.json").is_file() or name not in known):
         return folder
-    if folder.is_file():
+    if folder.suffix == ".onnx" and folder.is_file():
         raise ModelError(f"{folder}: a model is a folder with card.json and image.onnx; give the folder")
-    if str(model) in shipped:
-        return SHIPPED / str(model)
-    raise ModelError(
-        f"no model folder {str(model)!r}; give a folder with card.json and image.onnx, or one of: {', '.join(shipped)}"
-    )
+    if folder.is_file():
+        raise ModelError(f"{folder}: a model is a folder; make one: python -m clipsight.engines export {folder} -o FOLDER")
+    if name in shipped:
+        return SHIPPED / name
+    if name in known or (":" in name and not folder.parent.name):
+        from .obtaining import obtain
+
+        return obtain(name)
+    raise ModelError(f"no model folder {name!r}; give a folder with card.json and image.onnx, or one of: {', '.join(known)}")
+
+
+def shipped_models() -> list[str]:
+    """The names of the models that come with clipsight."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/card.json"))
 
 
 def open_engine(
@@ -149,11 +168,11 @@ def _open(name: str, folder: Path, card: ModelCard, settings: Mapping[str, Any],
 def open_text(model: str | Path) -> TextEncoder:
     """Open the text tower of `model` (text.onnx and tokenizer.json in its folder): strings in, unit vectors out.
 
-    Raises `ModelError` where the folder has none, `BackendMissing` where tokenizers or ONNX Runtime is not installed.
+    Raises `ModelError` where the folder has none, `BackendMissing` where tokenizers, ftfy or ONNX Runtime is not installed.
     """
     folder = find_model(model)
     card = ModelCard.load(folder)
-    for package in ("tokenizers", "onnxruntime"):
+    for package in ("tokenizers", "ftfy", "onnxruntime"):
         if not _installed(package):
             raise BackendMissing(f"words need {package}, which is not installed; run: pip install {package}")
     return TextEncoder(folder, card)

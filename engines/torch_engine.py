@@ -1,8 +1,9 @@
-"""torch: runs `image.safetensors` through this project's own towers, eager."""
+"""torch: runs `image.safetensors` through this project's own towers, eager, as TorchScript, or compiled."""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .errors import BackendError, ModelError
 
 
 class TorchEngine(HostPrepared):
-    """The CPU, or with `device` the CUDA GPU of that index; fp16 on a GPU only, where "auto" is fp32 all the same.
+    """The CPU, or with `device` the CUDA GPU of that index; "auto" is fp32. fp16 is for a GPU; bf16 runs under autocast.
 
     threads: torch has no pool per model, only `torch.set_num_threads`. A number given here holds for the thread that opens
     the engine (with `background` the engine's own) and for every thread of the process that starts using torch later, the
@@ -40,7 +41,7 @@ class TorchEngine(HostPrepared):
         super().__init__(card, background=background)
         try:
             if precision == "fp16" and device is None:
-                raise BackendError("torch: fp16 needs a CUDA GPU; add --device 0, or use --precision fp32")
+                raise BackendError(f"{self.name}: fp16 needs a CUDA GPU; add --device 0, or use --precision fp32")
             if device is not None and not torch.cuda.is_available():
                 raise BackendError(f"torch: no CUDA for device {device}; leave --device out, or install torch with CUDA")
             if device is not None and device not in range(torch.cuda.device_count()):
@@ -49,7 +50,8 @@ class TorchEngine(HostPrepared):
                 threads = default_threads(background)
             self._torch = torch
             self._device = torch.device("cpu" if device is None else f"cuda:{device}")
-            self._visual: Any = self._in_worker(lambda: self._load(folder, precision == "fp16", threads))
+            self._bf16 = precision == "bf16"
+            self._visual: Any = self._in_worker(lambda: self._ready(self._load(folder, precision == "fp16", threads)))
         except BaseException:
             self.close()  # ends the worker
             raise
@@ -77,11 +79,50 @@ class TorchEngine(HostPrepared):
         except RuntimeError as error:
             raise BackendError(f"torch: {path} does not fit {self._device} ({one_line(error)})") from error
 
+    def _ready(self, visual: Any) -> Any:
+        """The tower in the form in which it is called."""
+        return visual
+
+    def _autocast(self) -> Any:
+        return self._torch.autocast(self._device.type, self._torch.bfloat16, enabled=self._bf16)
+
     def _forward(self, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        with self._torch.inference_mode():
+        with self._torch.inference_mode(), self._autocast():
             pixels = self._torch.from_numpy(pixel_values).to(self._device)
             return {OUTPUT: self._visual(pixels).float().cpu().numpy()}
 
     def _release(self) -> None:
         self._visual = None
         super()._release()
+
+
+class TorchScriptEngine(TorchEngine):
+    """Traced and frozen: no Python between the operators."""
+
+    name = "torch-script"
+
+    def _ready(self, visual: Any) -> Any:
+        torch, size = self._torch, self.card.size
+        example = torch.zeros(2, 3, size, size, device=self._device)  # of one picture a batch of one would be taken for fixed
+        with torch.inference_mode(), self._autocast(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch would rather have its compiler used
+            return torch.jit.freeze(torch.jit.trace(visual.eval(), example, check_trace=False))
+
+
+class TorchCompileEngine(TorchEngine):
+    """Compiled by torch.compile when it is opened, which takes half a minute; another number of pictures compiles once more."""
+
+    name = "torch-compile"
+
+    def _ready(self, visual: Any) -> Any:
+        torch, size = self._torch, self.card.size
+        try:
+            with torch.inference_mode(), self._autocast(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch says of parts of its own
+                compiled = torch.compile(visual)
+                compiled(torch.zeros(1, 3, size, size, device=self._device))
+        except Exception as error:
+            raise BackendError(
+                f"{self.name}: torch.compile fails here ({one_line(error)}); it needs a C++ compiler; use --engine torch"
+            ) from error
+        return compiled

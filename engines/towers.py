@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from .card import ModelCard
 from .errors import ModelError
+from .resnet import ModifiedResNet, ResNetShape
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,6 +34,12 @@ ARCHS: dict[str, dict[str, Any]] = {
         "text_cfg": _TEXT_B,
     }
     for patch in (16, 32)
+}
+ARCHS["RN50x4"] = {
+    "embed_dim": 640,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 288, "layers": [4, 6, 10, 6], "width": 80},
+    "text_cfg": {**_TEXT_B, "width": 640, "heads": 10},
 }
 
 
@@ -64,7 +71,7 @@ class Shape(NamedTuple):
 
     embed_dim: int
     quick_gelu: bool
-    vision: VisionShape
+    vision: VisionShape | ResNetShape
     text: TextShape | None
 
 
@@ -78,11 +85,15 @@ def read_arch(arch: Mapping[str, Any]) -> Shape:
     if not isinstance(quick, bool):
         raise ModelError(f"arch: 'quick_gelu' must be true or false, not {quick!r}")
     dim = _count("embed_dim", arch["embed_dim"])
-    vision = VisionShape(**_counts("vision_cfg", arch["vision_cfg"], VisionShape))
+    vision = _read_vision(arch["vision_cfg"])
     text_cfg = arch.get("text_cfg")
     text = None if text_cfg is None else TextShape(**_counts("text_cfg", text_cfg, TextShape))
-    divisions = [("vision_cfg.width", vision.width, "head_width", vision.head_width)]
-    divisions.append(("vision_cfg.image_size", vision.image_size, "patch_size", vision.patch_size))
+    if isinstance(vision, ResNetShape):
+        divisions = [("vision_cfg.width", 32 * vision.width, "head_width", vision.head_width)]
+        divisions.append(("vision_cfg.image_size", vision.image_size, "stride", 32))
+    else:
+        divisions = [("vision_cfg.width", vision.width, "head_width", vision.head_width)]
+        divisions.append(("vision_cfg.image_size", vision.image_size, "patch_size", vision.patch_size))
     if text:
         divisions.append(("text_cfg.width", text.width, "heads", text.heads))
     for name, value, by, divisor in divisions:
@@ -109,12 +120,17 @@ class CLIP(nn.Module):
         super().__init__()
         shape = read_arch(arch)
         self.shape = shape
-        self.visual = VisionTransformer(shape.vision, shape.embed_dim, shape.quick_gelu)
+        self.visual: VisionTransformer | ModifiedResNet
+        self.causal_mask: Tensor
+        if isinstance(shape.vision, ResNetShape):
+            self.visual = ModifiedResNet(shape.vision, shape.embed_dim)
+        else:
+            self.visual = VisionTransformer(shape.vision, shape.embed_dim, shape.quick_gelu)
         if shape.text:
             text = shape.text
             self.token_embedding = nn.Embedding(text.vocab_size, text.width)
             self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
-            self.transformer = Transformer(text.width, text.layers, text.heads, text.context_length, shape.quick_gelu)
+            self.transformer = Transformer(text.width, text.layers, text.heads, None, shape.quick_gelu)
             self.ln_final = LayerNorm(text.width)
             self.text_projection = nn.Parameter(torch.empty(text.width, shape.embed_dim))
             self.logit_scale = nn.Parameter(torch.empty(()))
@@ -128,9 +144,10 @@ class CLIP(nn.Module):
         return embeds
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """int64 n x context_length, zeros after the end token -> n x dim."""
-        x = self.token_embedding(input_ids) + self.positional_embedding  # n x L x width
-        x = self.ln_final(self.transformer(x, self.causal_mask))
+        """int64 n x L, L up to context_length -> n x dim; what stands behind the end token, zeros in CLIP, changes nothing."""
+        length = input_ids.shape[1]
+        x = self.token_embedding(input_ids) + self.positional_embedding[:length]  # n x L x width
+        x = self.ln_final(self.transformer(x, self.causal_mask[:length, :length]))
         # The end token has the highest id of the vocabulary, so argmax finds where each text ends.
         ends = input_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, x.shape[2])
         embeds: Tensor = x.gather(1, ends)[:, 0] @ self.text_projection
@@ -165,7 +182,9 @@ class VisionTransformer(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int, tokens: int, quick_gelu: bool) -> None:
+    """tokens: how many there always are, or None where their number is read off the input."""
+
+    def __init__(self, width: int, layers: int, heads: int, tokens: int | None, quick_gelu: bool) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(Block(width, heads, tokens, quick_gelu) for _ in range(layers))
 
@@ -178,7 +197,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, tokens: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, heads: int, tokens: int | None, quick_gelu: bool) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(width)
         self.attn = Attention(width, heads, tokens)
@@ -193,9 +212,10 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention with `nn.MultiheadAttention`'s tensor names."""
 
-    def __init__(self, width: int, heads: int, tokens: int) -> None:
+    def __init__(self, width: int, heads: int, tokens: int | None) -> None:
         super().__init__()
         # Numbers, not sizes read off the input: an exported graph then has constant shapes instead of arithmetic on them.
+        # Texts alone are of many lengths, and their graph never meets TensorRT.
         self.width, self.tokens, self.heads, self.head_width = width, tokens, heads, width // heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
@@ -203,22 +223,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, first_only: bool = False) -> Tensor:
         w, b, width = self.in_proj_weight, self.in_proj_bias, self.width
+        tokens = self.tokens or x.shape[1]
         if first_only:  # in the last block nothing reads the other tokens: 7 % of ViT-B's arithmetic
             q = F.linear(x[:, :1], w[:width], b[:width])
             k, v = torch.split(F.linear(x, w[width:], b[width:]), width, 2)
         else:
             q, k, v = torch.split(F.linear(x, w, b), width, 2)  # each n x L x width
-        scores = (self._by_head(q, first_only) * self.head_width**-0.5) @ self._by_head(k).transpose(2, 3)
+        asked = 1 if first_only else tokens
+        scores = (self._by_head(q, asked) * self.head_width**-0.5) @ self._by_head(k, tokens).transpose(2, 3)
         scores = cast(scores, torch.float32)  # n x heads x L x L
         if mask is not None:
             scores = scores + mask
-        mixed = cast(scores.softmax(-1), x.dtype) @ self._by_head(v)
-        mixed = mixed.transpose(1, 2).reshape(-1, 1 if first_only else self.tokens, width)
+        mixed = cast(scores.softmax(-1), x.dtype) @ self._by_head(v, tokens)
+        mixed = mixed.transpose(1, 2).reshape(-1, asked, width)
         return self.out_proj(mixed)  # type: ignore[no-any-return]
 
-    def _by_head(self, x: Tensor, first_only: bool = False) -> Tensor:
+    def _by_head(self, x: Tensor, tokens: int) -> Tensor:
         """n x L x width -> n x heads x L x head_width."""
-        tokens = 1 if first_only else self.tokens
         return x.reshape(-1, tokens, self.heads, self.head_width).transpose(1, 2)
 
 
@@ -243,6 +264,8 @@ class LayerNorm(nn.LayerNorm):
 
 def to_half(module: M) -> M:
     """Turn a tower to float16 in place; LayerNorm keeps its gains in float32, in which it computes anyway."""
+    if isinstance(module, ModifiedResNet):
+        module.fold()
     for child in module.modules():
         if not isinstance(child, LayerNorm):
             for name, parameter in child.named_parameters(recurse=False):
@@ -266,6 +289,9 @@ def load(arch: Mapping[str, Any], state: Mapping[str, Tensor]) -> CLIP:
         model = CLIP(arch)
     given = {n: t for n, t in state.items() if n not in ("input_resolution", "context_length", "vocab_size")}
     expected = model.state_dict()
+    for name in expected:  # how long a BatchNorm was trained: of no use, and left out by some who save weights
+        if name.endswith("num_batches_tracked"):
+            given[name] = torch.zeros((), dtype=torch.int64)
     hint = "the weights are of another 'arch': correct the card"
     for name, tensor in expected.items():
         if name not in given:
@@ -283,6 +309,20 @@ def _by(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"
 
 
+def _read_vision(given: object) -> VisionShape | ResNetShape:
+    """A ResNet's `layers` are the numbers of blocks of its four stages; open_clip's files give it a patch_size of null."""
+    layers = given.get("layers") if isinstance(given, Mapping) else None
+    if not isinstance(layers, list | tuple):
+        return VisionShape(**_counts("vision_cfg", given, VisionShape))
+    if len(layers) != 4:
+        raise ModelError(f"arch: 'vision_cfg.layers' must be one number, or a ResNet's four, not {list(layers)}")
+    assert isinstance(given, Mapping)
+    rest = {name: value for name, value in given.items() if (name, value) != ("patch_size", None)} | {"layers": 1}
+    counts = _counts("vision_cfg", rest, ResNetShape)
+    stages = tuple(_count(f"vision_cfg.layers[{i}]", n) for i, n in enumerate(layers))
+    return ResNetShape(**{**counts, "layers": stages})  # type: ignore[arg-type]
+
+
 def _check_keys(where: str, given: object, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
     if not isinstance(given, Mapping):
         raise ModelError(f"arch: {where or 'it'} must be an object of names and numbers, not {given!r}")
@@ -296,7 +336,7 @@ def _check_keys(where: str, given: object, required: tuple[str, ...], optional: 
             raise ModelError(f"arch: '{prefix}{name}' is not known; use {known}, or another backend for other models")
 
 
-def _counts(where: str, given: object, shape: type[VisionShape] | type[TextShape]) -> dict[str, int]:
+def _counts(where: str, given: object, shape: type[VisionShape] | type[ResNetShape] | type[TextShape]) -> dict[str, int]:
     optional = tuple(shape._field_defaults)
     required = tuple(n for n in shape._fields if n not in optional)
     _check_keys(where, given, required, optional)

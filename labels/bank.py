@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import LabelError, Vectors
+from ..engines import LabelError, ModelCard, SpaceMismatch, Vectors
 
 _FORMAT = "clipsight.bank/1"
 
@@ -167,6 +167,14 @@ class LabelBank:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def check(self, card: ModelCard) -> None:
+        """Raise `SpaceMismatch` where the bank is of another embedding space than the model of this card."""
+        if self.space != card.space or self.dim != card.dim:
+            raise SpaceMismatch(
+                f"the labels are of space {self.space} ({self.dim} numbers), {card.id} is of {card.space} ({card.dim}); "
+                f"build them for it: python -m clipsight.labels build --model {card.id}"
+            )
 
     def score(self, vectors: Vectors) -> list[Scores]:
         """float32 n x dim unit rows of pictures -> n `Scores`; raises `LabelError` for another dim."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..engines import Box, Engine, SpaceMismatch, seen
+from ..engines import Box, Engine, seen
 from ..labels import LabelBank, Scores
 from .frame import Frame
 
@@ -27,12 +27,7 @@ class Recognizer:
 
     @bank.setter
     def bank(self, bank: LabelBank) -> None:
-        card = self.engine.card
-        if bank.space != card.space or bank.dim != card.dim:
-            raise SpaceMismatch(
-                f"the labels are of space {bank.space} ({bank.dim} numbers), {card.id} is of {card.space} ({card.dim}); "
-                f"build them for it: python -m clipsight.labels build --model {card.id}"
-            )
+        bank.check(self.engine.card)
         self._bank = bank
 
     def __call__(self, frames: Sequence[Frame]) -> list[Scores]:

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -24,9 +25,15 @@ REAL = Path(__file__).parent.parent.parent / "shared" / "real"
 MakeVideo = Callable[..., Path]
 
 
-def pytest_configure() -> None:
-    """A shell that runs the tests in the background ignores Ctrl-C, and so would the programs that they start."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache of the run's own, before a test module is read that hands its environment on; and Ctrl-C as everywhere.
+
+    A shell that runs the tests in the background ignores Ctrl-C, and so would the programs that they start.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    folder = tempfile.TemporaryDirectory(prefix="clipsight-tests-")
+    os.environ["CLIPSIGHT_CACHE"] = str(Path(folder.name) / "cache")
+    config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,19 @@ def test_vit_in_half_precision_for_every_target(family: Family, vit: Path, targe
     assert takes(plan, 32, 224)
 
 
+@pytest.mark.parametrize(("name", "size"), [("ViT-B-32", 224), ("RN50x4", 288)])
+def test_other_towers_in_half_precision(family: Family, tmp_path: Path, name: str, size: int) -> None:
+    from test_engines import export_random
+
+    from clipsight.engines.towers import find_arch
+
+    export_random(tmp_path, name, {key: value for key, value in find_arch(name).items() if key != "text_cfg"})
+    plan = build(family, tmp_path, "fp16")
+    assert 2 <= len(plan) / weights_of(tmp_path) < 3
+    assert "half" in types_in(plan)
+    assert takes(plan, 32, size)
+
+
 @pytest.mark.parametrize(("precision", "least", "computes_in"), [("fp32", 4, {"float"}), ("bf16", 2, {"float", "bf16"})])
 def test_vit_in_other_precisions(
     family: Family, vit: Path, precision: str, least: float, computes_in: set[str], caplog: pytest.LogCaptureFixture

@@ -12,10 +12,11 @@ import pytest
 
 from clipsight.engines import Image, ModelCard, ModelError, Vectors, open_text
 from clipsight.engines.cards import evaluating
-from clipsight.engines.cards.evaluating import Examined, Share, calibrate, evaluate, interval, named, photographs, right
+from clipsight.engines.cards.evaluating import Examined, Share, calibrate, evaluate, named, photographs, right
 from clipsight.engines.cards.scenes import EXAMINING, SIZE, Kinds, held_out, picture, trained
 from clipsight.engines.cards.training import Settings
 from clipsight.engines.cards.words import BACKGROUND, Card, all_cards
+from clipsight.engines.figures import interval
 from clipsight.engines.registry import find_model
 from clipsight.labels import LabelBank
 

@@ -308,12 +308,16 @@ class TestWrongUse:
         assert "no text tower" in self.refused(tmp_path, clip, "--model", model, "--labels", "cat, dog")
 
     def test_the_world_without_a_clip_model(self, tmp_path: Path, clip: Path) -> None:
-        done = door(clip, "--results", tmp_path / "r.jsonl", "--no-window")
-        assert "no --model was given" in one_line(done, 2)
+        nowhere = {**HEADLESS, "HTTPS_PROXY": "http://127.0.0.1:9", "CLIPSIGHT_CACHE": str(tmp_path / "cache")}
+        command = [*DOOR, str(clip), "--results", str(tmp_path / "r.jsonl"), "--no-window", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=nowhere, timeout=240)
+        line = one_line(done, 2)
+        assert "ViT-B-16.pt: cannot be fetched" in line
+        assert line.endswith(f"put it at {tmp_path / 'cache' / 'models' / 'ViT-B-16.pt'}")
 
-    def test_a_model_without_labels(self, clip: Path, model: Path) -> None:
+    def test_a_model_without_words_and_labels(self, clip: Path, model: Path) -> None:
         done = door(clip, "--model", model, "--save", clip.with_name("out.mp4"), "--no-window")
-        assert "no --labels was given" in one_line(done, 2)
+        assert "has no text tower" in one_line(done, 2)
 
     def test_an_output_folder_that_is_not_there(self, tmp_path: Path, clip: Path) -> None:
         done = door(clip, "--model", "demo", "--save", tmp_path / "none" / "out.mp4", "--no-window")

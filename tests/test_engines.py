@@ -304,7 +304,7 @@ class TestGraphs:
 def test_auto_takes_the_first_that_is_installed_and_says_so(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert list(available()) == ["tensorrt", "tensorrt-rtx", *CPU]
+    assert list(available()) == ["tensorrt", "tensorrt-rtx", *CPU, "torch-script", "torch-compile"]
     caplog.set_level("INFO", "clipsight")
     for gone in (None, "onnx", "openvino"):
         if gone:
@@ -325,7 +325,9 @@ def test_no_such_model_backend_or_precision(tiny: Path, tmp_path: Path) -> None:
         open_engine(tiny, "tenserrt")
     with pytest.raises(BackendError, match="auto, fp32, fp16, bf16"):
         open_engine(tiny, precision="int3")  # type: ignore[arg-type]
-    for backend in CPU:
+    with pytest.raises(ModelError, match=r"make one: python -m clipsight.engines export .*image.safetensors -o FOLDER"):
+        open_engine(tiny / "image.safetensors")
+    for backend in ("onnx", "openvino"):
         with pytest.raises(BackendError, match=f"{backend} does not run bf16; use --precision fp32 or fp16"):
             open_engine(tiny, backend, precision="bf16")
     with pytest.raises(BackendError, match="max_batch must be at least 1, not 0"):

@@ -88,6 +88,14 @@ def test_a_graph_takes_any_batch_and_gives_what_torch_gives(folder: Path, model:
     assert np.abs(given - wanted).max() < close * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("length", [2, 3, 7, 11])
+def test_the_text_graph_takes_any_length(folder: Path, model: CLIP, length: int) -> None:
+    ids = random_ids(16, length, 90, seed=5)
+    given, wanted = run(folder / "text.onnx", ids)["text_embeds"], model.encode_text(ids).numpy()
+    assert centered_cosine(given, wanted) > 0.999999
+    assert np.abs(given - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("name", ["image.onnx", "image.fp16.onnx", "text.onnx"])
 def test_a_graph_is_one_file_of_the_agreed_form(folder: Path, name: str) -> None:
     graph = onnx.load(folder / name, load_external_data=False)
@@ -99,7 +107,7 @@ def test_a_graph_is_one_file_of_the_agreed_form(folder: Path, name: str) -> None
     ids = name == "text.onnx"
     assert takes.name == ("input_ids" if ids else "pixel_values")
     assert takes.type.tensor_type.elem_type == (TensorProto.INT64 if ids else TensorProto.FLOAT)
-    assert [d.dim_value for d in takes.type.tensor_type.shape.dim] == ([0, 12] if ids else [0, 3, 32, 32])
+    assert [d.dim_value for d in takes.type.tensor_type.shape.dim] == ([0, 0] if ids else [0, 3, 32, 32])
     assert [o.type.tensor_type.elem_type for o in graph.graph.output] == [TensorProto.FLOAT]
     operators = [node.op_type for node in graph.graph.node]
     layers = 2 if ids else 3
@@ -196,6 +204,31 @@ def test_a_graph_that_is_not_the_model_fails_its_check(model: CLIP, tmp_path: Pa
 
     monkeypatch.setattr(module, "_write_graph", write_another)
     with pytest.raises(ModelError, match=r"image.onnx: image_embeds .* cosine 0\.9\d+ where 0\.99999 is the least"):
+        export(model, tmp_path, random_card("tiny", TINY, 0))
+    assert names_in(tmp_path) == set()
+
+
+def test_a_text_graph_that_is_right_at_one_length_alone_fails_its_check(
+    model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = torch.onnx.export
+
+    def write_fixed(*args: Any, dynamic_axes: dict[str, dict[int, str]], **options: Any) -> None:
+        write(*args, dynamic_axes={name: {0: axes[0]} for name, axes in dynamic_axes.items()}, **options)
+
+    def encode_text(self: CLIP, input_ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = encode(self, input_ids)
+        if not torch.onnx.is_in_onnx_export():
+            return found
+        return found * (1 + (12 - input_ids.shape[1]) * torch.linspace(-0.02, 0.02, 24))  # what torch gives, at 12 tokens
+
+    encode = CLIP.encode_text
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", write_fixed)
+        with pytest.raises(ModelError, match=r"text\.onnx: ONNX Runtime does not run it .* nothing was kept"):
+            export(model, tmp_path, random_card("tiny", TINY, 0))
+    monkeypatch.setattr(CLIP, "encode_text", encode_text)
+    with pytest.raises(ModelError, match=r"text\.onnx: text_embeds .* cosine 0\.9\d+ where 0\.99999 is the least"):
         export(model, tmp_path, random_card("tiny", TINY, 0))
     assert names_in(tmp_path) == set()
 

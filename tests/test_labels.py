@@ -222,8 +222,8 @@ def test_opening(tmp_path: Path) -> None:
     made.save(tmp_path / "b.safetensors")
     assert open_bank(tmp_path / "b.safetensors", "demo").names == made.names
     assert "striped red star" in open_bank("demo", "demo").names
-    with pytest.raises(LabelError, match="one of: demo"):
-        open_bank("everyday", "demo")
+    with pytest.raises(LabelError, match="one of: coco80, demo, everyday"):
+        open_bank("everyone", "demo")
     with pytest.raises(LabelError, match="no such file"):
         open_bank(tmp_path / "words.txt", "demo")
     (tmp_path / "words.txt").write_text("\n  \n# only a comment\n")

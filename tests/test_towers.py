@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clipsight.engines import ModelError
 from clipsight.engines.export import centered_cosine, random_ids, random_pictures
 from clipsight.engines.random_weights import random_card, random_model
-from clipsight.engines.towers import ARCHS, CLIP, LayerNorm, find_arch, load, read_arch, shape_of, to_half
+from clipsight.engines.towers import ARCHS, CLIP, LayerNorm, VisionShape, find_arch, load, read_arch, shape_of, to_half
 
 TINY: dict[str, Any] = {
     "embed_dim": 24,
@@ -83,6 +83,7 @@ class Reference(nn.Module):
 def reference_image(model: CLIP, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """N x 3 x S x S -> embeddings N x dim and patch embeddings N x g x g x dim."""
     state, vision = model.state_dict(), model.shape.vision
+    assert isinstance(vision, VisionShape)
     tower = Reference(state, "visual.", vision.width // vision.head_width, model.shape.quick_gelu)
     patch, grid = vision.patch_size, vision.image_size // vision.patch_size
     cut = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # N x 3 x g x g x p x p
@@ -140,6 +141,8 @@ def test_words_behind_the_end_token_change_nothing() -> None:
     other = ids.clone()
     other[0, 6:] = 7
     torch.testing.assert_close(model.encode_text(ids), model.encode_text(other))
+    for length in (6, 9):
+        torch.testing.assert_close(model.encode_text(ids), model.encode_text(ids[:, :length]))
 
 
 def test_tensor_names_are_openais() -> None:

@@ -145,8 +145,9 @@ def test_a_damaged_tokenizer_is_one_line(model: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_words_need_and_is_not_installed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gone", ["tokenizers", "ftfy", "onnxruntime"])
+def test_what_words_need_and_is_not_installed(model: Path, monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
     installed = registry._installed
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "tokenizers" and installed(package))
-    with pytest.raises(BackendMissing, match="pip install tokenizers"):
+    monkeypatch.setattr(registry, "_installed", lambda package: package != gone and installed(package))
+    with pytest.raises(BackendMissing, match=f"words need {gone}, which is not installed; run: pip install {gone}"):
         open_text(model)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..base import Engine
 from ..card import ModelCard
+from ..figures import interval
 from ..pictures import pictures_in
 from ..preparing import Image, Vectors
 from ..registry import open_engine, open_text
@@ -53,16 +54,6 @@ class Share:
         verdict = "met" if self.met else "MISSED"
         share = f"{self.value:6.1%} of {self.of:5}  (95 %: {low:.1%} to {high:.1%})"
         return f"{self.what:58} {share}  {bound} {self.goal:.0%}: {verdict}"
-
-
-def interval(hits: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927)."""
-    if not of:
-        return 0.0, 1.0
-    p, n = hits / of, float(of)
-    middle, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 / (1 + z * z / n)
-    return float(max(0.0, scale * (middle - spread))), float(min(1.0, scale * (middle + spread)))
 
 
 class Examined:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..card import CLIP_MEAN, CLIP_STD
-from ..towers import CLIP
+from ..towers import CLIP, VisionShape
 from .scenes import SIZE, picture, trained
 
 PATCH = 16
@@ -33,11 +33,12 @@ def initialize(clip: CLIP, seed: int) -> None:
 
     seed: of the pictures that the first layer is made for; the rest is drawn from torch's own generator.
     """
-    shape = clip.shape
-    assert shape.text is not None
+    vision, text = clip.shape.vision, clip.shape.text
+    assert isinstance(vision, VisionShape)
+    assert text is not None
     for name, p in clip.named_parameters():
         image = name.startswith("visual.")
-        width, layers = (shape.vision.width, shape.vision.layers) if image else (shape.text.width, shape.text.layers)
+        width, layers = (vision.width, vision.layers) if image else (text.width, text.layers)
         if name == "visual.conv1.weight":
             p.data.copy_(_whitening(seed, width))
         elif name == "visual.positional_embedding":
@@ -53,7 +54,7 @@ def initialize(clip: CLIP, seed: int) -> None:
         elif name.endswith("in_proj_weight"):
             nn.init.normal_(p, std=width**-0.5)
             if image:
-                _looking_aside(p.data, int(name.split(".")[-3]), width // shape.vision.head_width)
+                _looking_aside(p.data, int(name.split(".")[-3]), width // vision.head_width)
         elif name.endswith("c_fc.weight"):
             nn.init.normal_(p, std=(2 * width) ** -0.5)
         elif name.endswith(("proj", "projection")):

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..base import one_line
 from ..card import CLIP_MEAN, CLIP_STD
 from ..errors import BackendError, ModelError
-from ..towers import CLIP, Block, Transformer
+from ..towers import CLIP, Block, Transformer, VisionTransformer
 from .losses import loss_of, word_loss
 from .muon import Muon
 from .scenes import EXAMINING, SIZE, fingerprint, picture, trained
@@ -130,6 +130,7 @@ class Towers(nn.Module):
         picture's row is the only one.
         """
         visual, patches = self.clip.visual, patches_of(pictures)
+        assert isinstance(visual, VisionTransformer)
         positions = visual.positional_embedding[1:].expand(len(patches), -1, -1)
         if kept is not None:  # patches that nobody looks at are not even made to floats
             patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))

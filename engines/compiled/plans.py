@@ -23,13 +23,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import BackendError, ModelError
+from ..cache import ELSEWHERE, cache_folder, make_private, take_lock
+from ..cache import hash_file as hash_file  # handed on: what a key's `model` is
+from ..errors import BackendError
 
 log = logging.getLogger("clipsight")
 
 Facts = dict[str, Any]  # what a sidecar says; JSON
-
-_ELSEWHERE = "set CLIPSIGHT_CACHE to a folder of your own"
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,7 @@ class PlanCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        if folder is None:
-            from platformdirs import user_cache_path
-
-            chosen = os.environ.get("CLIPSIGHT_CACHE")
-            folder = (Path(chosen) if chosen else user_cache_path("clipsight", appauthor=False)) / "plans"
-        self.folder = folder
+        self.folder = cache_folder("plans") if folder is None else folder
 
     def load(self, key: PlanKey) -> Plan | None:
         """The plan, or None where there is none, it is damaged, of another key, or others could have written it."""
@@ -107,7 +102,7 @@ class PlanCache:
                 try:
                     _write(plan.path, plan.data, plan.facts)
                 except OSError as error:
-                    log.warning("%s: not kept (%s); free space or %s", plan.path, error.strerror or error, _ELSEWHERE)
+                    log.warning("%s: not kept (%s); free space or %s", plan.path, error.strerror or error, ELSEWHERE)
         return plan
 
     def attach(self, key: PlanKey, suffix: str, data: bytes) -> Path:
@@ -136,17 +131,10 @@ class PlanCache:
     @contextmanager
     def building(self, key: PlanKey, say: Callable[[str], object]) -> Iterator[None]:
         """Keep other processes from building this plan; `say` is told where one already does and is waited for."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self._path(key, "lock"), mode=0o600)  # the system frees it when the process dies
         try:
-            with suppress(Timeout):
-                lock.acquire(timeout=0)
+            lock = take_lock(self._path(key, "lock"), say, "another process is building this plan; waiting for it")
         except OSError as error:
-            raise BackendError(f"{self.folder}: cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
-        if not lock.is_locked:
-            say("another process is building this plan; waiting for it")
-            lock.acquire(poll_interval=0.1)  # it sleeps in between, so Ctrl-C ends it
+            raise BackendError(f"{self.folder}: cannot be written ({error.strerror or error}); {ELSEWHERE}") from error
         try:
             for part in self.folder.glob(f"{key.name}.plan.*.part"):  # of a builder that was killed
                 part.unlink(missing_ok=True)
@@ -162,15 +150,11 @@ class PlanCache:
 
     def _checked(self) -> Path:
         """The folder, made where it is missing; raises `BackendError` where it is not ours alone."""
-        missing = [p for p in (self.folder, *self.folder.parents) if not os.path.lexists(p)]
         try:
-            for folder in reversed(missing):
-                with suppress(FileExistsError):  # another process was faster
-                    folder.mkdir(0o700)
-                    folder.chmod(0o700)  # whatever the umask
+            make_private(self.folder)
             about = self.folder.lstat()
         except OSError as error:
-            raise BackendError(f"{self.folder}: cannot be made ({error.strerror}); {_ELSEWHERE}") from error
+            raise BackendError(f"{self.folder}: cannot be made ({error.strerror}); {ELSEWHERE}") from error
         wrong = None
         if not stat.S_ISDIR(about.st_mode):
             wrong = "is a link or a file; remove it"
@@ -182,20 +166,8 @@ class PlanCache:
             mode = f"{stat.S_IMODE(about.st_mode):o}"
             wrong = f"others can reach the plans in it (mode {mode}); run: chmod 700 {shlex.quote(str(self.folder))}"
         if wrong:
-            raise BackendError(f"{self.folder}: {wrong}, or {_ELSEWHERE}")
+            raise BackendError(f"{self.folder}: {wrong}, or {ELSEWHERE}")
         return self.folder
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file in hex; raises `ModelError` where it cannot be read."""
-    sha = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); give a model folder whose files you can read") from error
-    return sha.hexdigest()
 
 
 def write_plan(path: Path, data: bytes, facts: Mapping[str, Any]) -> Facts:
