@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .bench import bench, bench_prepare
+from .cache import model_cache
 from .card import ModelCard
 from .catalog import catalog
 from .commandline import Parser, run, whole
 from .errors import BackendError, BackendMissing, ModelError
-from .obtaining import models, obtain
+from .obtaining import obtain
 from .registry import BACKENDS, SHIPPED, Precision, available, find_model, needed, shipped_models
 
 
@@ -110,13 +111,13 @@ def _list(_options: argparse.Namespace) -> None:
         print(f"  {name:12} {install or 'installed'}")
     print("models")
     here = [SHIPPED / name for name in shipped_models()]
-    here += [folder for name in catalog() if ((folder := models() / name) / "card.json").is_file()]
+    here += [folder for name in catalog() if ((folder := model_cache() / name) / "card.json").is_file()]
     for folder in here:
         card = ModelCard.load(folder)
         print(f"  {folder.name:12} {card.size} px, {card.dim} numbers a picture, license: {card.license or 'not stated'}")
     print("to be fetched once when they are first used")
     for entry in catalog().values():
-        if models() / entry.name not in here:
+        if model_cache() / entry.name not in here:
             print(f"  {entry.name:12} about {entry.megabytes} MB, license: {entry.license}")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import os
 import tempfile
 import warnings
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .base import INPUT, OUTPUT, one_line
+from .cache import hash_file
 from .card import ModelCard
 from .errors import ModelError
 from .resnet import ModifiedResNet
@@ -97,7 +97,7 @@ def _into(folder: Path, names: Sequence[str], card: ModelCard, write: Callable[[
         # Beside the files it will replace, so that os.replace stays on one file system.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
             figures = write(Path(scratch))
-            files = {name: hashlib.sha256(Path(scratch, name).read_bytes()).hexdigest() for name in names}
+            files = {name: hash_file(Path(scratch, name)) for name in names}
             notes = {**card.notes, "centered_cosine_to_torch": figures, "files": files}
             dataclasses.replace(card, notes=notes).save(scratch)
             for name in [*names, "card.json"]:  # the card last: a folder without one is no model

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cache import cache_folder, make_private, take_lock
+from .cache import hash_file, make_private, model_cache, take_lock
 from .card import CLIP_MEAN, CLIP_STD, ModelCard
 from .catalog import Entry, catalog, known_file
 from .errors import BackendMissing, ModelError
@@ -25,11 +25,6 @@ log = logging.getLogger("clipsight")
 INSTALL = 'pip install -e ".[export,text]"'
 
 
-def models() -> Path:
-    """The folder of the models that were fetched."""
-    return cache_folder("models")
-
-
 def obtain(name: str, *, accept: bool = False) -> Path:
     """The model folder of a model of the catalog, or of open_clip's NAME:TAG; the first time it is fetched and exported.
 
@@ -39,15 +34,15 @@ def obtain(name: str, *, accept: bool = False) -> Path:
     """
     if name not in catalog() and ":" not in name:
         raise ModelError(f"no model {name!r} is known; use one of {', '.join(catalog())}, or the path of a model folder")
-    folder = models() / name.replace(":", "--")
+    folder = model_cache() / name.replace(":", "--")
     if (folder / "card.json").is_file():
         return folder
     _needed(name)
-    make_private(models())
-    lock = take_lock(models() / f"{folder.name}.lock", log.info, f"another program is making {name}; waiting for it")
+    make_private(model_cache())
+    lock = take_lock(model_cache() / f"{folder.name}.lock", log.info, f"another program is making {name}; waiting for it")
     try:
         if not (folder / "card.json").is_file():
-            with tempfile.TemporaryDirectory(prefix=".making-", dir=models()) as scratch:
+            with tempfile.TemporaryDirectory(prefix=".making-", dir=model_cache()) as scratch:
                 made = Path(scratch) / folder.name
                 left = _make_known(catalog()[name], made) if name in catalog() else _make_open_clips(name, made, accept=accept)
                 shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed may have left
@@ -63,12 +58,12 @@ def _make_known(entry: Entry, folder: Path) -> list[Path]:
     """Fetch a model of the catalog and make its folder; return what is not needed any more."""
     from .fetching import fetch
 
-    weights = models() / entry.file
+    weights = model_cache() / entry.file
     log.info("%s: about %d MB, license %s, once", entry.name, entry.megabytes, entry.license)
     fetch(entry.url, entry.sha256, weights)
     log.info("%s: making its ONNX graphs and checking them against torch", entry.name)
     make_folder(weights, folder, entry=entry)
-    return list(models().glob(f"{entry.file}*"))
+    return list(model_cache().glob(f"{entry.file}*"))
 
 
 def _make_open_clips(name: str, folder: Path, *, accept: bool) -> list[Path]:
@@ -82,7 +77,7 @@ def _make_open_clips(name: str, folder: Path, *, accept: bool) -> list[Path]:
             f"python -m clipsight.engines fetch {name} --accept-license"
         )
     log.info("%s: license %s; fetching it by open_clip's way, once", name, license)
-    weights = fetch_weights(name, models() / "open_clip")
+    weights = fetch_weights(name, model_cache() / "open_clip")
     log.info("%s: making its ONNX graphs and checking them against torch", name)
     try:
         make_folder(weights, folder, entry=Entry(name, f"{model}/{tag}", weights.name, "", 0, license))
@@ -112,7 +107,7 @@ def make_folder(
     from .vocabulary import write_tokenizer
     from .weights import read_weights
 
-    sha256 = _sha256(source) if source.is_file() else None
+    sha256 = hash_file(source) if source.is_file() else None
     entry = entry or (known_file(sha256) if sha256 else None)
     weights = read_weights(source)
     if quick_gelu is not None:
@@ -162,14 +157,6 @@ def _card(source: Path, weights: Weights, entry: Entry | None, sha256: str | Non
 
 def _bytes(weights: Weights, name: str) -> bytes:
     return weights.state[name].contiguous().numpy().tobytes()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _needed(what: str) -> None:

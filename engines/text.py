@@ -14,15 +14,23 @@ from .card import ModelCard
 from .errors import BackendError, ModelError
 from .preparing import Vectors
 
+SIMPLE = "a photo of a {}"  # the one sentence, where no others are asked for
 _BATCH = 64  # texts
 _LONGER = 1.5  # how much longer the longest text of a batch may be than its shortest
 
 
 def prompt(label: str) -> str:
     """A label as the text that is encoded for it: "a photo of a red star", also of "a red star"."""
-    for article in ("a ", "an ", "the "):
-        label = label.removeprefix(article)
-    return f"a photo of a {label}"
+    return fill(SIMPLE, label)
+
+
+def fill(template: str, word: str) -> str:
+    """Put a word into a template: "a red star" into "a photo of a {}." is "a photo of a red star."."""
+    before, _, after = template.partition("{}")
+    if before.lower().endswith(("a ", "an ", "the ", "my ", "one ")):
+        for article in ("a ", "an ", "the "):
+            word = word.removeprefix(article)
+    return before + word + after
 
 
 def clean(text: str, *, lower: bool = True) -> str:

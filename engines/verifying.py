@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from .cache import hash_file
 from .card import ModelCard
 from .compiled.gate import compare, render
 from .errors import ClipsightError, ModelError
 from .preparing import Vectors
 from .registry import BACKENDS, available, find_model, open_engine, open_text
+from .text import prompt
 
 PICTURES = 16
 LEAST = {"fp32": 0.9999, "fp16": 0.999}  # centered cosine of another runtime; the exported graphs were held to more
@@ -57,7 +58,7 @@ def verify(model: str | Path, say: Callable[[str], None] = print) -> bool:
         path = folder / name
         if not path.is_file():
             told(False, f"{name} is not there; export or fetch the model anew")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        elif hash_file(path) != sha256:
             told(False, f"{name} is not the file that was exported (sha256); export or fetch the model anew")
         else:
             told(True, f"{name} is the file that was exported")
@@ -71,11 +72,12 @@ def verify(model: str | Path, say: Callable[[str], None] = print) -> bool:
 
 
 def _graphs(folder: Path, card: ModelCard, told: Callable[[bool, str], None], say: Callable[[str], None]) -> None:
+    here = available()
     ways = [
         (backend, precision)
         for backend in ("torch", "onnx", "openvino")
         for precision in ("fp32", "fp16")
-        if available()[backend] is None
+        if here[backend] is None
         and (folder / BACKENDS[backend].weights).is_file()
         and (precision == "fp32" or (backend == "onnx" and (folder / "image.fp16.onnx").is_file()))
     ]
@@ -104,6 +106,6 @@ def _graphs(folder: Path, card: ModelCard, told: Callable[[bool, str], None], sa
 
 def real_words(encode: Callable[[list[str]], Vectors]) -> float:
     """How far the first numbers of `encode`'s vectors lie from the real ones, at most."""
-    vectors = encode([f"a photo of a {word}" for word in REAL_WORDS])
+    vectors = encode([prompt(word) for word in REAL_WORDS])
     away = np.abs(vectors[:, :8] - np.array(list(REAL_WORDS.values()), np.float32)).max()
     return float(away)

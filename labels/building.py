@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..engines import Engine, Image, LabelError, ModelCard, ModelError, Vectors, open_text
 from ..engines.pictures import pictures_in
 from ..engines.registry import find_model
-from ..engines.text import TextEncoder
+from ..engines.text import SIMPLE, TextEncoder
 from .bank import LabelBank
 from .words import Label, texts
 
@@ -24,7 +24,7 @@ _AT_ONCE = 4096  # texts handed to the text tower together, which sorts them by 
 def bank_of_labels(
     labels: Sequence[Label],
     model: str | Path,
-    templates: Sequence[str] = ("a photo of a {}",),
+    templates: Sequence[str] = (SIMPLE,),
     *,
     known: LabelBank | None = None,
     done: Callable[[int], None] = lambda _: None,

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engines import LabelError
+from ..engines.text import SIMPLE, fill
 
 SHIPPED = Path(__file__).parent / "lists"
 TEMPLATES = Path(__file__).parent / "templates"
-_SIMPLE = ("a photo of a {}",)
 _LONGEST = 100  # characters of a name; the longest of LVIS has 38
 
 
@@ -88,7 +88,7 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
     a line. Raises `LabelError` for a file that cannot be read, and for a line without {}.
     """
     if str(name) == "simple":
-        return _SIMPLE
+        return (SIMPLE,)
     if str(name) == "none":
         return ("{}",)
     path = TEMPLATES / f"{name}.txt" if str(name) == "imagenet" else Path(name)
@@ -108,15 +108,6 @@ def read_templates(name: str | Path) -> tuple[str, ...]:
 def texts(label: Label, templates: Sequence[str]) -> tuple[str, ...]:
     """What is encoded for a label: each of its words in each template, each text once."""
     return tuple(dict.fromkeys(fill(template, word) for word in label.words for template in templates))
-
-
-def fill(template: str, word: str) -> str:
-    """Put a word into a template: "a red star" into "a photo of a {}." is "a photo of a red star."."""
-    before, _, after = template.partition("{}")
-    if before.lower().endswith(("a ", "an ", "the ", "my ", "one ")):
-        for article in ("a ", "an ", "the "):
-            word = word.removeprefix(article)
-    return before + word + after
 
 
 def _lines(numbers: Sequence[int]) -> str:

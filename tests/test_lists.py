@@ -15,11 +15,11 @@ from open_clip_reference import open_clip
 from clipsight.engines import LabelError, ModelCard, Vectors, open_engine, open_text
 from clipsight.engines.pictures import pictures_in
 from clipsight.engines.registry import find_model
-from clipsight.engines.text import TextEncoder, prompt
+from clipsight.engines.text import TextEncoder, fill, prompt
 from clipsight.labels import LabelBank, open_bank
 from clipsight.labels.__main__ import main
 from clipsight.labels.building import bank_of_labels, bank_of_pictures
-from clipsight.labels.words import Label, fill, parse, read_list, read_templates, shipped_lists, texts
+from clipsight.labels.words import Label, parse, read_list, read_templates, shipped_lists, texts
 
 LIST = """# what is on the desk
 cup | mug | coffee mug
